@@ -1,0 +1,252 @@
+"""The collector's state machine: frames in, intervals out.
+
+No socket, no clock, no thread: every step takes ``now`` (Unix seconds of the collector). What a peer did wrong is
+caught here, once, and counted by its cause; it costs no other peer anything.
+"""
+
+from collections import Counter as Tally
+from typing import NamedTuple, TypeVar
+
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ImplausibleError, PeerError, StatsError, UnknownConnectorError, UnregisteredError
+from kvxfer.factory import KVConnectorFactory
+from kvxfer.interval import Group, Interval, Pipeline, SourceView
+from kvxfer.seqs import SeenSeqs
+from kvxfer.stats import KVConnectorStats
+from kvxfer.wire import Goodbye, Report, Source, decode, decode_payload, decode_source
+
+
+Place = TypeVar("Place")
+
+
+class GroupKey(NamedTuple):
+    """The connector and the values of the labels grouped by (None where a source has no such label)."""
+
+    connector: str
+    labels: tuple[str | None, ...]
+
+
+class _KnownSource:
+    """What is known of one source; ``stats`` of the open interval and ``totals`` of the closed ones, by connector."""
+
+    __slots__ = ("clock_offset", "final_seq", "lost", "seen", "source", "stats", "totals")
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.seen = SeenSeqs()
+        self.stats: dict[str, KVConnectorStats] = {}
+        self.totals: dict[str, KVConnectorStats] = {}
+        self.clock_offset = 0.0
+        self.final_seq: int | None = None
+        self.lost = 0
+
+
+class TooManySourcesError(PeerError):
+    """A source beyond the collector's cap."""
+
+    cause = "too_many_sources"
+
+
+class ConnectorFailedError(PeerError):
+    """A connector's own class that raised on a payload."""
+
+    cause = "connector_failed"
+
+
+class Aggregator:
+    """Dedupes reports by their numbers, merges them per source and group, and closes an interval when it is time.
+
+    Up to ``max_source_views`` sources keep their own numbers; what others report is merged into their group at once.
+    """
+
+    def __init__(self, config: CollectorConfig, now: float) -> None:
+        """Begin an interval that starts now."""
+        self._config = config
+        self._begin = self._start = now
+        self.due = now + config.interval_seconds
+        """When the interval ends, in Unix seconds."""
+        self._sources: dict[bytes, _KnownSource] = {}
+        self._viewed: set[tuple[bytes, str]] = set()
+        # In order of each one's last report, so that a gauge keeps the value that came last.
+        self._touched: dict[tuple[bytes, str], _KnownSource] = {}
+        self._crowd: dict[GroupKey, KVConnectorStats] = {}
+        self._ranks: dict[GroupKey, set[bytes]] = {}
+        self._totals: dict[GroupKey, KVConnectorStats] = {}
+        self._total_ranks: dict[GroupKey, set[bytes]] = {}
+        self._received = self._duplicate = self._lost = self._rejected_observations = self._cut = 0
+        self._rejected: Tally[str] = Tally()
+
+    def __repr__(self) -> str:
+        """Give the counts."""
+        rejected = sum(self._rejected.values())
+        return (
+            f"<Aggregator sources={len(self._sources)} received={self._received} duplicate={self._duplicate}"
+            f" rejected={rejected} lost={self._lost}>"
+        )
+
+    # --- in
+
+    def feed(self, frame: bytes, now: float) -> None:
+        """Take one frame of a peer, whatever is in it."""
+        try:
+            message = decode(frame)
+            if isinstance(message, Goodbye):
+                self._part(message)
+            else:
+                self._take(message, now)
+        except PeerError as error:
+            self._rejected[error.cause] += 1
+
+    def _take(self, report: Report, now: float) -> None:
+        known = self._known(report.source)
+        stats = _open(report)
+        if not known.seen.take(report.seq):
+            self._duplicate += 1
+            return
+        self._settle(known)
+        known.clock_offset = now - report.end
+        self._merge(report, known, stats)
+        self._received += 1
+        self._cut += report.cut
+        self._rejected_observations += stats.num_rejected()
+
+    def _merge(self, report: Report, known: _KnownSource, stats: KVConnectorStats) -> None:
+        if stats.is_empty():
+            return
+        key = self._key(known.source, report.connector)
+        place = (report.source, report.connector)
+        if place in self._viewed or len(self._viewed) < self._config.max_source_views:
+            _merge_into(known.stats, report.connector, stats)
+            self._viewed.add(place)
+            self._touched.pop(place, None)
+            self._touched[place] = known
+        else:
+            _merge_into(self._crowd, key, stats)
+        self._ranks.setdefault(key, set()).add(report.source)
+
+    def _known(self, encoded: bytes) -> _KnownSource:
+        known = self._sources.get(encoded)
+        if known is not None:
+            return known
+        source = decode_source(encoded)
+        if len(self._sources) >= self._config.max_sources:
+            self._evict()
+        return self._sources.setdefault(encoded, _KnownSource(source))
+
+    def _evict(self) -> None:
+        gone = next((encoded for encoded, known in self._sources.items() if known.final_seq is not None), None)
+        if gone is None:
+            message = f"{len(self._sources)} sources are known already"
+            raise TooManySourcesError(message)
+        del self._sources[gone]
+
+    def _part(self, goodbye: Goodbye) -> None:
+        known = self._known(goodbye.source)
+        known.final_seq = max(goodbye.seq, known.final_seq or 0)
+        self._settle(known)
+
+    def _settle(self, known: _KnownSource) -> None:
+        """Count what is lost for good: the gaps of a source that said goodbye."""
+        if known.final_seq is not None:
+            lost = known.seen.missing(known.final_seq)
+            self._lost += lost - known.lost
+            known.lost = lost
+
+    def _key(self, source: Source, connector: str) -> GroupKey:
+        return GroupKey(connector, tuple(source.labels.get(label) for label in self._config.group_by))
+
+    # --- out
+
+    def tick(self, now: float) -> list[Interval]:
+        """The interval that is due, if one is."""
+        return [self.close_interval(now)] if now >= self.due else []
+
+    def close_interval(self, now: float) -> Interval:
+        """Close the interval now and begin the next one."""
+        groups = self._open_groups()
+        views = [
+            SourceView(known.source, connector, known.stats.pop(connector), known.clock_offset)
+            for (_, connector), known in self._touched.items()
+        ]
+        interval = Interval(self._start, now, self._as_groups(groups, self._ranks), tuple(views), self.pipeline())
+        self._add_to_totals(groups)
+        self._touched, self._crowd, self._ranks = {}, {}, {}
+        self._start = now
+        missed = max(0, int((now - self.due) / self._config.interval_seconds))
+        self.due += (missed + 1) * self._config.interval_seconds
+        return interval
+
+    def snapshot(self, now: float) -> Interval:
+        """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
+        groups = {key: stats.copy() for key, stats in self._totals.items()}
+        for key, stats in self._open_groups().items():
+            self._add_copy(groups, key, stats)
+        ranks = {key: self._total_ranks.get(key, set()) | self._ranks.get(key, set()) for key in groups}
+        return Interval(self._begin, now, self._as_groups(groups, ranks), self._all_views(), self.pipeline())
+
+    def _open_groups(self) -> dict[GroupKey, KVConnectorStats]:
+        groups = {key: stats.copy() for key, stats in self._crowd.items()}
+        for (_, connector), known in self._touched.items():
+            self._add_copy(groups, self._key(known.source, connector), known.stats[connector])
+        return groups
+
+    def _add_to_totals(self, groups: dict[GroupKey, KVConnectorStats]) -> None:
+        for key, stats in groups.items():
+            if stats.is_bounded():
+                self._add_copy(self._totals, key, stats)
+                self._total_ranks.setdefault(key, set()).update(self._ranks[key])
+
+    def _add_copy(self, into: dict[Place, KVConnectorStats], place: Place, stats: KVConnectorStats) -> None:
+        """Merge stats that stay as they are; a class that fails at it is counted and left out."""
+        try:
+            _merge_into(into, place, stats if place in into and stats.is_bounded() else stats.copy())
+        except PeerError as error:
+            self._rejected[error.cause] += 1
+
+    def _as_groups(
+        self, groups: dict[GroupKey, KVConnectorStats], ranks: dict[GroupKey, set[bytes]]
+    ) -> tuple[Group, ...]:
+        return tuple(Group(key.connector, self._labels(key), stats, len(ranks[key])) for key, stats in groups.items())
+
+    def _labels(self, key: GroupKey) -> dict[str, str]:
+        pairs = zip(self._config.group_by, key.labels, strict=True)
+        return {label: value for label, value in pairs if value is not None}
+
+    def pipeline(self) -> Pipeline:
+        """What the pipeline counts of itself."""
+        return Pipeline(
+            reports_received=self._received,
+            reports_duplicate=self._duplicate,
+            reports_lost=self._lost,
+            reports_rejected=dict(self._rejected),
+            observations_rejected=self._rejected_observations,
+            observations_cut=self._cut,
+            sources_known=len(self._sources),
+        )
+
+
+def _open(report: Report) -> KVConnectorStats:
+    """The stats in a report, built by the class that is registered here for its connector."""
+    payload = decode_payload(report.payload)
+    try:
+        connector = KVConnectorFactory.get_connector_class_by_name(report.connector)
+        stats = connector.build_kv_connector_stats(payload)
+    except UnknownConnectorError as error:
+        raise UnregisteredError(str(error)) from error
+    except StatsError as error:
+        raise ImplausibleError(str(error)) from error
+    except PeerError:
+        raise
+    except Exception as error:  # a class of somebody else, given somebody's bytes
+        raise ConnectorFailedError(str(error)) from error
+    if stats is None:
+        message = f"{report.connector} builds no stats"
+        raise ConnectorFailedError(message)
+    return stats
+
+
+def _merge_into(into: dict[Place, KVConnectorStats], place: Place, stats: KVConnectorStats) -> None:
+    try:
+        into[place] = into[place].aggregate(stats) if place in into else stats
+    except Exception as error:  # a class of somebody else
+        raise ConnectorFailedError(str(error)) from error

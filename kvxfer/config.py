@@ -1,0 +1,110 @@
+"""How things are configured: vLLM's KV transfer config, and what a collector takes. Values only; nothing is opened."""
+
+import os
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kvxfer.errors import ConfigError
+
+PRODUCER_ROLES: Final = ("kv_producer", "kv_both")
+CONSUMER_ROLES: Final = ("kv_consumer", "kv_both")
+ROLES: Final = ("kv_producer", "kv_consumer", "kv_both")
+
+
+class KVTransferConfig(msgspec.Struct, kw_only=True):
+    """What vLLM's ``--kv-transfer-config`` takes; of it kvxfer reads ``kv_connector`` and the module path.
+
+    Raises `ConfigError` (a ValueError, as vLLM's) for an unsupported ``kv_role`` or a connector without one.
+    """
+
+    kv_connector: str | None = None
+    engine_id: str | None = None
+    kv_buffer_device: str | None = None
+    kv_buffer_size: float = 1e9
+    kv_role: str | None = None
+    kv_rank: int | None = None
+    kv_parallel_size: int = 1
+    kv_ip: str = "127.0.0.1"
+    kv_port: int = 14579
+    kv_connector_extra_config: dict[str, Any] = msgspec.field(default_factory=dict)
+    kv_connector_module_path: str | None = None
+    enable_permute_local_kv: bool = False
+    kv_load_failure_policy: str = "fail"
+
+    def __post_init__(self) -> None:
+        """Check the role and give the engine an id."""
+        if self.engine_id is None:
+            self.engine_id = str(uuid.uuid4())
+        if self.kv_role is not None and self.kv_role not in ROLES:
+            message = f"Unsupported kv_role: {self.kv_role}. Supported roles are {ROLES}"
+            raise ConfigError(message)
+        if self.kv_connector is not None and self.kv_role is None:
+            message = f"Please specify kv_role when kv_connector is set, supported roles are {ROLES}"
+            raise ConfigError(message)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "KVTransferConfig":
+        """Read the flag's JSON; keys that only a newer vLLM knows are passed over. Raises `ConfigError`."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            message = f"the KV transfer config is not valid: {error}"
+            raise ConfigError(message) from error
+
+    @property
+    def is_kv_transfer_instance(self) -> bool:
+        """Whether a connector is configured."""
+        return self.kv_connector is not None
+
+    @property
+    def is_kv_producer(self) -> bool:
+        """Whether this instance produces KV."""
+        return self.kv_connector is not None and self.kv_role in PRODUCER_ROLES
+
+    @property
+    def is_kv_consumer(self) -> bool:
+        """Whether this instance consumes KV."""
+        return self.kv_connector is not None and self.kv_role in CONSUMER_ROLES
+
+    def get_from_extra_config(self, key: str, default: Any) -> Any:  # noqa: ANN401 - as vLLM's
+        """One value of the connector's own config."""
+        return self.kv_connector_extra_config.get(key, default)
+
+
+class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a collector takes. Raises `ConfigError` for a value out of range.
+
+    ``endpoint``: where it binds, None for `default_endpoint`. ``interval_seconds``: what one line covers, vLLM's 10.
+    ``group_by``: the labels that form a group with the connector. ``max_source_views``: sources whose own numbers are
+    kept (each a copy of the stats; the others count in their group alone). ``max_sources``: sources known at all,
+    0.4 kB each.
+    """
+
+    endpoint: str | None = None
+    interval_seconds: float = 10.0
+    group_by: tuple[str, ...] = ("engine", "role")
+    max_source_views: int = 1024
+    max_sources: int = 131_072
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0.01 <= self.interval_seconds <= 86_400:  # noqa: PLR2004 - the message says them
+            message = f"interval_seconds must lie between 0.01 and 86400, got {self.interval_seconds}"
+            raise ConfigError(message)
+        if self.max_source_views < 0 or self.max_sources < 1:
+            message = f"max_source_views >= 0 and max_sources >= 1, got {self.max_source_views}, {self.max_sources}"
+            raise ConfigError(message)
+
+
+def default_endpoint() -> str:
+    """``KVXFER_ENDPOINT``, or an ipc path under ``XDG_RUNTIME_DIR`` or in a private temporary directory."""
+    configured = os.environ.get("KVXFER_ENDPOINT")
+    if configured:
+        return configured
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    directory = Path(runtime) / "kvxfer" if runtime else Path(tempfile.gettempdir()) / f"kvxfer-{os.getuid()}"
+    return f"ipc://{directory / 'collector.ipc'}"

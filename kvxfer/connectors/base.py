@@ -1,0 +1,36 @@
+"""What a connector is to kvxfer: a name and the class of its stats. Connectors declare; the rest is elsewhere."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from kvxfer.distribution import DistributionState
+from kvxfer.stats import KVConnectorStats
+from kvxfer.units import mib, ms
+
+
+class Connector:
+    """Base of the connector classes: names the class of the stats, which takes a payload as its only argument."""
+
+    stats_class: ClassVar[type[KVConnectorStats]]
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: Mapping[str, Any] | None = None) -> KVConnectorStats | None:
+        """The stats of a payload, empty ones without; None would say that this connector has none."""
+        return cls.stats_class(dict(data or {}))
+
+
+def milliseconds(label: str, durations: DistributionState) -> dict[str, float]:
+    """vLLM's two keys of a duration: mean and P90 in ms, to 3 digits; 0 for none."""
+    return {
+        f"Avg {label} time (ms)": round(ms(durations.mean), 3),
+        f"P90 {label} time (ms)": round(ms(durations.quantile(0.9)), 3),
+    }
+
+
+def mebibytes(sizes: DistributionState, durations: DistributionState) -> dict[str, float]:
+    """vLLM's two keys of a size, to 3 digits; its "throughput" divides by the summed durations, so by busy time."""
+    busy = durations.sum
+    return {
+        "Avg MB per transfer": round(mib(sizes.mean), 3),
+        "Throughput (MB/s)": round(mib(sizes.sum) / busy, 3) if busy else 0,
+    }

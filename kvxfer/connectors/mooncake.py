@@ -1,0 +1,56 @@
+"""vLLM's MooncakeConnector: KV sent between engines over Mooncake's transfer engine."""
+
+from typing import Any
+
+from kvxfer.connectors.base import Connector, mebibytes, milliseconds
+from kvxfer.fields import Counter, Distribution, Row
+from kvxfer.stats import TransferStats
+
+
+class MooncakeConnectorStats(TransferStats):
+    """Transfers of one Mooncake engine, and what failed; the reduced keys are vLLM 0.33's."""
+
+    transfer_duration = Distribution("s", "Duration of a transfer.")
+    bytes_transferred = Distribution("By", "Bytes of one transfer.")
+    num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
+    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
+    num_failed_recvs = Counter("{request}", "Receptions that failed.")
+    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
+    record_transfer = Row(
+        transfer_duration,
+        bytes_transferred,
+        num_descriptors,
+        duration=transfer_duration,
+        size=bytes_transferred,
+    )
+
+    def record_failed_transfer(self) -> None:
+        """Count a failed transfer."""
+        self.num_failed_transfers.add(1)
+
+    def record_failed_recv(self) -> None:
+        """Count a failed reception."""
+        self.num_failed_recvs.add(1)
+
+    def record_kv_expired_req(self) -> None:
+        """Count a request whose KV expired."""
+        self.num_kv_expired_reqs.add(1)
+
+    def reduce(self) -> dict[str, Any]:
+        """vLLM's keys."""
+        self.fold()
+        return {
+            "Num successful transfers": self.transfer_duration.count,
+            **milliseconds("xfer", self.transfer_duration),
+            **mebibytes(self.bytes_transferred, self.transfer_duration),
+            "Avg number of descriptors": round(self.num_descriptors.mean, 1),
+            "Num failed transfers": self.num_failed_transfers.value,
+            "Num failed recvs": self.num_failed_recvs.value,
+            "Num KV expired reqs": self.num_kv_expired_reqs.value,
+        }
+
+
+class MooncakeConnector(Connector):
+    """The connector of these stats."""
+
+    stats_class = MooncakeConnectorStats

@@ -1,0 +1,116 @@
+"""vLLM's MultiConnector: several connectors at once, each with its own stats."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvxfer.connectors.base import Connector
+from kvxfer.errors import StatsError
+from kvxfer.factory import KVConnectorFactory
+from kvxfer.stats import KVConnectorStats, Moved
+
+
+class MultiKVConnectorStats(KVConnectorStats):
+    """Stats of several connectors: ``data`` is ``{child class name: stats of the child}``."""
+
+    def __init__(self, data: dict[str, KVConnectorStats] | None = None) -> None:
+        """Hold the children given, by identity."""
+        self.data = data if data is not None else {}
+
+    def __getitem__(self, child: str) -> KVConnectorStats:
+        """The stats of one child."""
+        stats: KVConnectorStats = self.data[child]
+        return stats
+
+    def reset(self) -> None:
+        """Empty every child."""
+        for stats in self.data.values():
+            stats.reset()
+
+    def aggregate(self, other: KVConnectorStats) -> "MultiKVConnectorStats":
+        """Merge child by child, take a child that is new, and return this object.
+
+        Raises `StatsError`, with nothing merged, where a child of both is of different classes.
+        """
+        if not isinstance(other, MultiKVConnectorStats):
+            message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
+            raise StatsError(message)
+        for child, stats in other.data.items():
+            mine = self.data.get(child)
+            if mine is not None and type(mine) is not type(stats):
+                message = f"cannot merge {type(stats).__name__} into {type(mine).__name__} - at `{child}`"
+                raise StatsError(message)
+        for child, stats in other.data.items():
+            mine = self.data.get(child)
+            # A copy, or what is merged into this child later would show in the other object.
+            self.data[child] = stats.copy() if mine is None else mine.aggregate(stats)
+        return self
+
+    def reduce(self) -> dict[str, Any]:
+        """The reduced keys of each child that holds something, nested."""
+        return {child: stats.reduce() for child, stats in self.data.items() if not stats.is_empty()}
+
+    def is_empty(self) -> bool:
+        """Whether all children are empty."""
+        return all(stats.is_empty() for stats in self.data.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The payload of each child."""
+        return {child: stats.to_dict() for child, stats in self.data.items()}
+
+    def to_packed(self) -> dict[str, Any]:
+        """The payload of a report: of each child that holds something."""
+        return {child: stats.to_packed() for child, stats in self.data.items() if not stats.is_empty()}
+
+    def copy(self) -> "MultiKVConnectorStats":
+        """An equal object that shares nothing with this one."""
+        return type(self)({child: stats.copy() for child, stats in self.data.items()})
+
+    def summary(self) -> dict[str, Any]:
+        """The summary of each child."""
+        return {child: stats.summary() for child, stats in self.data.items()}
+
+    def moved(self) -> Moved | None:
+        """Bytes and busy seconds over the children that know theirs."""
+        known = [moved for moved in (stats.moved() for stats in self.data.values()) if moved is not None]
+        return Moved(*map(sum, zip(*known, strict=True))) if known else None
+
+    def num_rejected(self) -> int:
+        """Observations that were refused, over all children."""
+        return sum(stats.num_rejected() for stats in self.data.values())
+
+    def num_values(self) -> int:
+        """The longest list of values of any child."""
+        return max((stats.num_values() for stats in self.data.values()), default=0)
+
+    def is_bounded(self) -> bool:
+        """Whether all children are."""
+        return all(stats.is_bounded() for stats in self.data.values())
+
+
+class MultiConnector(Connector):
+    """Builds each child by its own class; the class is looked up by the child's name."""
+
+    stats_class = MultiKVConnectorStats
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: Mapping[str, Any] | None = None) -> MultiKVConnectorStats:
+        """Build the children; a child already built is kept, one whose build returns None is left out.
+
+        Raises `UnknownConnectorError` (a ValueError) for a child that is not registered.
+        """
+        built = {child: _build(child, payload) for child, payload in (data or {}).items()}
+        return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
+
+
+def _build(child: str, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
+    if isinstance(payload, KVConnectorStats):
+        return payload
+    if not isinstance(payload, dict):
+        message = f"expected a payload, got {type(payload).__name__} - at `{child}`"
+        raise StatsError(message)
+    if child == "MultiConnector":
+        message = "a MultiConnector holds connectors that hold no others - at `MultiConnector`"
+        raise StatsError(message)
+    # Before 0.33 vLLM wrapped each child's payload.
+    bare = payload["data"] if payload.keys() == {"data"} else payload
+    return KVConnectorFactory.get_connector_class_by_name(child).build_kv_connector_stats(bare)

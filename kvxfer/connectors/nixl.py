@@ -1,0 +1,70 @@
+"""vLLM's NixlConnector: KV pulled between engines over NIXL."""
+
+from typing import Any
+
+from kvxfer.connectors.base import Connector, mebibytes, milliseconds
+from kvxfer.fields import Counter, Distribution, Row
+from kvxfer.stats import TransferStats
+
+
+class NixlConnectorStats(TransferStats):
+    """Transfers of one NIXL agent, and what failed; the reduced keys are vLLM 0.33's."""
+
+    transfer_duration = Distribution("s", "From the post of a transfer to its completion.")
+    post_duration = Distribution("s", "Time that posting the transfer took.")
+    bytes_transferred = Distribution("By", "Bytes of one transfer.")
+    num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
+    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
+    num_failed_notifications = Counter("{notification}", "Notifications that could not be sent.")
+    num_failed_handshakes = Counter("{handshake}", "Handshakes with another engine that failed.")
+    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
+    num_notifications_after_expiry = Counter("{notification}", "Notifications of pulls that came after expiry.")
+    record_transfer = Row(
+        transfer_duration,
+        post_duration,
+        bytes_transferred,
+        num_descriptors,
+        duration=transfer_duration,
+        size=bytes_transferred,
+    )
+
+    def record_failed_transfer(self) -> None:
+        """Count a failed transfer."""
+        self.num_failed_transfers.add(1)
+
+    def record_failed_notification(self) -> None:
+        """Count a failed notification."""
+        self.num_failed_notifications.add(1)
+
+    def record_failed_handshake(self) -> None:
+        """Count a failed handshake."""
+        self.num_failed_handshakes.add(1)
+
+    def record_kv_expired_req(self) -> None:
+        """Count a request whose KV expired."""
+        self.num_kv_expired_reqs.add(1)
+
+    def record_notification_after_expiry(self) -> None:
+        """Count a notification after expiry."""
+        self.num_notifications_after_expiry.add(1)
+
+    def reduce(self) -> dict[str, Any]:
+        """vLLM's keys; "Num failed transfers" sums failed transfers, notifications and handshakes, as there."""
+        self.fold()
+        failures = (self.num_failed_transfers, self.num_failed_notifications, self.num_failed_handshakes)
+        return {
+            "Num successful transfers": self.transfer_duration.count,
+            **milliseconds("xfer", self.transfer_duration),
+            **milliseconds("post", self.post_duration),
+            **mebibytes(self.bytes_transferred, self.transfer_duration),
+            "Avg number of descriptors": round(self.num_descriptors.mean, 1),
+            "Num failed transfers": sum(failure.value for failure in failures),
+            "Num KV expired reqs": self.num_kv_expired_reqs.value,
+            "Num notifs after expiry": self.num_notifications_after_expiry.value,
+        }
+
+
+class NixlConnector(Connector):
+    """The connector of these stats; also registered as NixlPullConnector and NixlPushConnector."""
+
+    stats_class = NixlConnectorStats

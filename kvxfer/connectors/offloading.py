@@ -1,0 +1,171 @@
+"""vLLM's OffloadingConnector: KV moved between GPU, host and storage tiers. Its payload describes itself.
+
+vLLM's form: ``{"types": {name: "counter" | "gauge" | "histogram"}, "data": {name: {label values: value or list}},
+"info": {name: facts}}``. The packed form is the same with packed distributions for lists.
+"""
+
+from typing import Any, ClassVar, Final
+
+from kvxfer.connectors.base import Connector
+from kvxfer.distribution import DistributionState
+from kvxfer.errors import StatsError
+from kvxfer.states import CounterState, GaugeState, LabelledState, as_number
+from kvxfer.stats import KVConnectorStats, Moved, describe, exact_values
+
+MAX_METRICS: Final = 256
+"""Metrics that one object holds; vLLM 0.33 has 21. What comes beyond is counted as rejected."""
+
+_KINDS: Final = {"counter": CounterState, "gauge": GaugeState, "histogram": DistributionState}
+
+
+class OffloadingConnectorStats(KVConnectorStats):
+    """Counters add per label set, gauges keep the last value, histograms extend; facts are carried, never reduced.
+
+    ``data`` is ``{"types": ..., "data": {name: LabelledState}, "info": ...}``. Raises `StatsError` for a payload of
+    another form.
+    """
+
+    prefix: ClassVar[str] = "vllm:kv_offload"
+
+    def __init__(self, data: dict[str, Any] | None = None) -> None:
+        """Make an empty one, or one of a payload."""
+        self.reset()
+        if data:
+            self._load(data)
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both hold the same observations and facts."""
+        if not isinstance(other, OffloadingConnectorStats):
+            return NotImplemented
+        return self.data == other.data and self._rejected == other._rejected
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the payload."""
+        return (type(self), (self.to_dict(),))
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        self._rejected = 0
+        self.data = {"types": {}, "data": {}, "info": {}}
+
+    def _load(self, payload: dict[str, Any]) -> None:
+        types, metrics, facts = (payload.get(part) or {} for part in ("types", "data", "info"))
+        if not all(isinstance(part, dict) for part in (types, metrics, facts)):
+            message = f"expected types, data and info to be objects - at `{type(self).__name__}`"
+            raise StatsError(message)
+        for name, children in metrics.items():
+            self._load_metric(str(name), types.get(name), children)
+        self.data["info"].update(list(facts.items())[:MAX_METRICS])
+        refused = as_number(payload.get("rejected", 0))
+        self._rejected += int(refused) if refused is not None and 0 <= refused < 2**53 else 1
+
+    def _load_metric(self, name: str, kind: object, children: object) -> None:
+        if kind not in _KINDS or not isinstance(children, dict):
+            message = f"expected a counter, gauge or histogram with labels, got {kind!r:.40} - at `{name:.80}`"
+            raise StatsError(message)
+        for labels, value in children.items():
+            key = tuple(map(str, labels)) if isinstance(labels, tuple | list) else (str(labels),)
+            state = self._metric(name, str(kind), len(key))
+            if state is None:
+                self._rejected += 1
+            else:
+                state.labels(*key).load(value)
+                self._rejected += state.take_rejected()
+
+    def _metric(self, name: str, kind: str, num_labels: int) -> LabelledState | None:
+        """The state of a metric, made where there is room; None where it is full or of another kind."""
+        metrics, types = self.data["data"], self.data["types"]
+        if name not in metrics and len(metrics) < MAX_METRICS:
+            types[name] = kind
+            metrics[name] = LabelledState(_KINDS[kind], num_labels)
+        state: LabelledState | None = metrics.get(name)
+        return state if state is not None and types[name] == kind and state.num_labels == num_labels else None
+
+    def aggregate(self, other: KVConnectorStats) -> "OffloadingConnectorStats":
+        """Merge the other one in and return this object; raises `StatsError` for stats of another kind."""
+        if not isinstance(other, OffloadingConnectorStats):
+            message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
+            raise StatsError(message)
+        self._rejected += other._rejected
+        for name, state in other.data["data"].items():
+            mine = self._metric(name, other.data["types"][name], state.num_labels)
+            if mine is None:
+                self._rejected += 1
+            else:
+                mine.merge(state)
+        self.data["info"].update(list(other.data["info"].items())[: MAX_METRICS - len(self.data["info"])])
+        return self
+
+    def is_empty(self) -> bool:
+        """Whether there is neither a metric nor a fact."""
+        return not (self.data["data"] or self.data["info"] or self._rejected)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The payload without loss, in vLLM's form while histograms are exact."""
+        return self._payload({name: state.to_value() for name, state in self.data["data"].items()})
+
+    def to_packed(self) -> dict[str, Any]:
+        """The payload of a report."""
+        return self._payload({name: state.to_packed() for name, state in self.data["data"].items()})
+
+    def _payload(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        payload = {"types": dict(self.data["types"]), "data": metrics}
+        extra = {"info": self.data["info"], "rejected": self._rejected}
+        return payload | {name: value for name, value in extra.items() if value}
+
+    def reduce(self) -> dict[str, Any]:
+        """vLLM's keys: ``name``, and for histograms ``name_count`` and ``name_sum``; labels before the suffix."""
+        reduced: dict[str, Any] = {}
+        for name, state in self.data["data"].items():
+            for labels, child in state.children.items():
+                key = f"{name}:{labels}" if labels else name
+                if isinstance(child, DistributionState):
+                    reduced |= {f"{key}_count": child.count, f"{key}_sum": child.sum}
+                else:
+                    reduced[key] = child.to_value()
+        return reduced
+
+    def copy(self) -> "OffloadingConnectorStats":
+        """An equal object that shares nothing with this one."""
+        return type(self)().aggregate(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Per metric a number or count, sum, extremes and quantiles; per label set where it has labels."""
+        return {name: _describe(state) for name, state in self.data["data"].items()}
+
+    def moved(self) -> Moved | None:
+        """Bytes and seconds of loads and stores, None before the first."""
+        num_bytes, seconds = (
+            sum(self._counted(f"{self.prefix}_{way}_{what}") for way in ("load", "store")) for what in ("bytes", "time")
+        )
+        return Moved(num_bytes, seconds) if num_bytes or seconds else None
+
+    def _counted(self, name: str) -> float:
+        state = self.data["data"].get(name)
+        counters = state.children.values() if state is not None and self.data["types"][name] == "counter" else ()
+        return sum(counter.to_value() for counter in counters)
+
+    def num_rejected(self) -> int:
+        """Observations that were refused."""
+        return self._rejected
+
+    def num_values(self) -> int:
+        """The values that the fullest histogram holds one by one."""
+        return max(map(exact_values, self.data["data"].values()), default=0)
+
+    def is_bounded(self) -> bool:
+        """True: metrics, label sets and values are bounded."""
+        return True
+
+
+def _describe(state: LabelledState) -> Any:  # noqa: ANN401 - plain data of JSON
+    unlabelled = state.children.get(())
+    return describe(state if unlabelled is None else unlabelled)
+
+
+class OffloadingConnector(Connector):
+    """The connector of these stats."""
+
+    stats_class = OffloadingConnectorStats

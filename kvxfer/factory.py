@@ -1,0 +1,106 @@
+"""From the name of a connector to its class. Nothing is imported until its name is asked for."""
+
+import importlib
+import threading
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Final, Protocol, cast
+
+from kvxfer.errors import ConfigError, UnknownConnectorError
+from kvxfer.stats import KVConnectorStats
+
+ENTRY_POINT_GROUP: Final = "kvxfer.connectors"
+
+
+class ConnectorClass(Protocol):
+    """What kvxfer asks of a connector class."""
+
+    def build_kv_connector_stats(self, data: Any = None) -> KVConnectorStats | None:  # noqa: ANN401 - a payload
+        """The stats of a payload, empty ones without; None if the connector has none (a classmethod)."""
+
+
+class TransferConfig(Protocol):
+    """What kvxfer reads of a KV transfer config, vLLM's own or `KVTransferConfig`."""
+
+    @property
+    def kv_connector(self) -> str | None:
+        """The name of the connector."""
+
+
+class KVConnectorFactory:
+    """The registry of this process. A peer's report is looked up here and can register nothing."""
+
+    _loaders: ClassVar[dict[str, Callable[[], ConnectorClass]]] = {}
+    _classes: ClassVar[dict[str, ConnectorClass]] = {}
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _searched: ClassVar[bool] = False
+
+    @classmethod
+    def register_connector(cls, name: str, module_path: str, class_name: str) -> None:
+        """Register a class to be imported when it is asked for; ValueError (`ConfigError`) for a name in use."""
+        if name in cls._loaders:
+            message = f"Connector '{name}' is already registered."
+            raise ConfigError(message)
+        cls._loaders[name] = lambda: _load(name, module_path, class_name)
+
+    @classmethod
+    def get_connector_class(cls, kv_transfer_config: TransferConfig) -> ConnectorClass:
+        """The class of a config: a registered name, else from its ``kv_connector_module_path``.
+
+        Raises `UnknownConnectorError` (a ValueError) where neither leads to one.
+        """
+        name = kv_transfer_config.kv_connector
+        module_path = getattr(kv_transfer_config, "kv_connector_module_path", None)
+        if name and module_path and not cls.is_registered(name):
+            return _load(name, module_path, name)
+        return cls.get_connector_class_by_name(str(name))
+
+    @classmethod
+    def get_connector_class_by_name(cls, name: str) -> ConnectorClass:
+        """The class of a registered name; raises `UnknownConnectorError` (a ValueError) for others."""
+        found = cls._classes.get(name)
+        if found is not None:
+            return found
+        if not cls.is_registered(name):
+            message = f"Connector '{name:.100}' is not registered."
+            raise UnknownConnectorError(message)
+        return cls._classes.setdefault(name, cls._loaders[name]())
+
+    @classmethod
+    def is_registered(cls, name: str) -> bool:
+        """Whether a class is known for the name, here or by an installed package."""
+        if name not in cls._loaders and not cls._searched:
+            cls._find_entry_points()
+        return name in cls._loaders
+
+    @classmethod
+    def _find_entry_points(cls) -> None:
+        """Note what installed packages offer, once: peers may ask for unknown names as often as they like."""
+        with cls._lock:
+            if cls._searched:
+                return
+            for entry in entry_points(group=ENTRY_POINT_GROUP):
+                cls._loaders.setdefault(entry.name, entry.load)
+            cls._searched = True
+
+
+def _load(name: str, module_path: str, class_name: str) -> ConnectorClass:
+    try:
+        return cast("ConnectorClass", getattr(importlib.import_module(module_path), class_name))
+    except (ImportError, AttributeError) as error:
+        message = f"Connector '{name}' cannot be loaded from {module_path}:{class_name}: {error}"
+        raise UnknownConnectorError(message) from error
+
+
+for _name, _module in {
+    "NixlConnector": "nixl:NixlConnector",
+    # vLLM 0.32 and newer name the two directions apart; the stats are the same.
+    "NixlPullConnector": "nixl:NixlConnector",
+    "NixlPushConnector": "nixl:NixlConnector",
+    "MooncakeConnector": "mooncake:MooncakeConnector",
+    "OffloadingConnector": "offloading:OffloadingConnector",
+    "MultiConnector": "multi:MultiConnector",
+    "SharedMemoryConnector": "shared_memory:SharedMemoryConnector",
+}.items():
+    _file, _, _class = _module.partition(":")
+    KVConnectorFactory.register_connector(_name, f"kvxfer.connectors.{_file}", _class)

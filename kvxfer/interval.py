@@ -1,0 +1,84 @@
+"""What exporters see: an `Interval`, a value that nobody changes."""
+
+import msgspec
+
+from kvxfer.stats import KVConnectorStats, Moved
+from kvxfer.wire import Source
+
+
+class Rates(msgspec.Struct, frozen=True):
+    """What follows from bytes, busy seconds and the seconds of the interval; unrounded, 0 where nothing moved."""
+
+    bytes_per_second: float
+    """Bytes over the interval's wall clock."""
+
+    bytes_per_busy_second: float
+    """Bytes over the summed durations of the transfers, which overlap: vLLM's "Throughput (MB/s)"."""
+
+    mean_in_flight: float
+    """Summed durations over the interval: how many transfers were under way on average."""
+
+
+def rates(moved: Moved, seconds: float) -> Rates:
+    """The rates of an interval of that many seconds."""
+    num_bytes, busy = moved
+    return Rates(
+        num_bytes / seconds if seconds > 0 else 0.0,
+        num_bytes / busy if busy else 0.0,
+        busy / seconds if seconds > 0 else 0.0,
+    )
+
+
+class Group(msgspec.Struct, frozen=True):
+    """One connector in one combination of the labels that the collector groups by."""
+
+    connector: str
+    labels: dict[str, str]
+    stats: KVConnectorStats
+    num_ranks: int
+    """Sources that reported in the interval."""
+
+
+class SourceView(msgspec.Struct, frozen=True):
+    """One source by itself; ``clock_offset_seconds`` is how far its clock was behind the collector's."""
+
+    source: Source
+    connector: str
+    stats: KVConnectorStats
+    clock_offset_seconds: float
+
+
+class Pipeline(msgspec.Struct, frozen=True):
+    """What the pipeline counts of itself, since the collector started."""
+
+    reports_received: int
+    reports_duplicate: int
+    reports_lost: int
+    """Numbers that a source which said goodbye had used, and that never came."""
+
+    reports_rejected: dict[str, int]
+    """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources."""
+
+    observations_rejected: int
+    """Not finite, negative or no number."""
+
+    observations_cut: int
+    """Refused by a publisher's own bound."""
+
+    exports_failed: int = 0
+    sources_known: int = 0
+
+
+class Interval(msgspec.Struct, frozen=True):
+    """What was reported from ``start`` to ``end`` (Unix seconds of the collector). Its stats are not to be changed."""
+
+    start: float
+    end: float
+    groups: tuple[Group, ...]
+    sources: tuple[SourceView, ...]
+    pipeline: Pipeline
+
+    @property
+    def seconds(self) -> float:
+        """The wall clock that it covers."""
+        return self.end - self.start

@@ -1,0 +1,323 @@
+"""What a counter, a gauge and a labelled field hold. Only state and merging live here, as in `distribution`."""
+
+import math
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Final, Protocol, TypeVar
+
+from kvxfer.errors import StatsError
+
+MAX_LABEL_SETS: Final = 100
+"""Label sets of one field; what comes beyond is counted under ``other``, so that a label cannot fill the memory."""
+
+OTHER: Final = "other"
+
+_LARGEST_STEP: Final = 2.0**53
+_BEYOND_INT: Final = 2**63
+
+_Self = TypeVar("_Self")
+
+
+class State(Protocol):
+    """What every field's state can do; `DistributionState` is one too."""
+
+    def take_rejected(self) -> int:
+        """Take the number of observations refused so far: not finite, negative or no number."""
+
+    def forget_pending(self) -> None:
+        """Drop what is pending."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was observed, not even a refused value."""
+
+    def fold(self) -> None:
+        """Take in what is pending."""
+
+    def merge(self: _Self, other: _Self) -> None:
+        """Add what the other one holds."""
+
+    def take(self: _Self) -> _Self:
+        """Take all that is held and leave nothing."""
+
+    def to_value(self) -> Any:  # noqa: ANN401 - plain data of several forms
+        """Everything held, as plain data without loss."""
+
+    def to_packed(self) -> Any:  # noqa: ANN401 - plain data of several forms
+        """What a report carries."""
+
+    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
+        """Add a payload of either form; `StatsError` or `PeerError` where it has neither."""
+
+
+class CounterState:
+    """A sum of what was added: whole while all of it was. ``add(n)`` takes finite numbers from 0 up."""
+
+    __slots__ = ("_pending", "add", "rejected", "value")
+
+    def __init__(self) -> None:
+        """Make a counter at 0."""
+        # One C call on one list is atomic under the GIL: no addition of another thread is lost.
+        self._pending: list[float] = []
+        self.add = self._pending.append
+        self.value: float = 0
+        self.rejected = 0
+
+    def __repr__(self) -> str:
+        """Give the value."""
+        return f"<CounterState {self.value}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both have counted the same."""
+        if not isinstance(other, CounterState):
+            return NotImplemented
+        self.fold()
+        other.fold()
+        return (self.value, self.rejected) == (other.value, other.rejected)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def fold(self) -> None:
+        """Sum up what is pending, in the order in which it came."""
+        while piece := self._pending[:]:
+            del self._pending[: len(piece)]
+            for number in piece:
+                self._add(number)
+
+    def _add(self, value: float) -> None:
+        number = as_number(value)
+        # Beyond 2**53 a float counts no longer by one: nothing real is that large in one step.
+        if number is not None and 0 <= number <= _LARGEST_STEP:
+            self.value += number
+        else:
+            self.rejected += 1
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it stands at 0 and refused nothing."""
+        self.fold()
+        return not (self.value or self.rejected)
+
+    def merge(self, other: "CounterState") -> None:
+        """Add the other one's count."""
+        self.fold()
+        other.fold()
+        self.value += other.value
+        self.rejected += other.rejected
+
+    def take(self) -> "CounterState":
+        """Take the count and start again from 0."""
+        self.fold()
+        taken = CounterState()
+        taken.value, self.value = self.value, 0
+        taken.rejected = self.take_rejected()
+        return taken
+
+    def forget_pending(self) -> None:
+        """Drop what `add` has left."""
+        self._pending.clear()
+
+    def take_rejected(self) -> int:
+        """Take the number of additions refused."""
+        rejected, self.rejected = self.rejected, 0
+        return rejected
+
+    def to_value(self) -> float:
+        """The count; a float where no reader's int holds it."""
+        self.fold()
+        return self.value if self.value < _BEYOND_INT else float(self.value)
+
+    to_packed = to_value
+
+    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
+        """Add a number, or a list of numbers (vLLM's form of a count of failures)."""
+        for number in _numbers(payload):
+            self._add(number)
+
+
+_MERGES: Final[dict[str, Callable[[float, float], float]]] = {
+    "last": lambda _, new: new,
+    "max": max,
+    "min": min,
+    "sum": lambda old, new: old + new,
+}
+
+
+class GaugeState:
+    """A level that was read; ``merge`` says how two become one: last, max, min or sum."""
+
+    __slots__ = ("_choose", "merge_rule", "rejected", "value")
+
+    def __init__(self, merge_rule: str = "last") -> None:
+        """Make a gauge that was not read yet."""
+        if merge_rule not in _MERGES:
+            message = f"expected merge={'|'.join(_MERGES)}, got {merge_rule!r}"
+            raise StatsError(message)
+        self.merge_rule = merge_rule
+        self._choose = _MERGES[merge_rule]
+        self.value: float | None = None
+        self.rejected = 0
+
+    def __repr__(self) -> str:
+        """Give the value and the rule."""
+        return f"<GaugeState {self.value} merge={self.merge_rule}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both stand at the same value."""
+        if not isinstance(other, GaugeState):
+            return NotImplemented
+        return (self.value, self.rejected, self.merge_rule) == (other.value, other.rejected, other.merge_rule)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def set(self, value: float) -> None:
+        """Note the level as it is now; a value that is not finite is counted in ``rejected``."""
+        number = as_number(value)
+        if number is not None and math.isfinite(number):
+            self.value = number
+        else:
+            self.rejected += 1
+
+    def fold(self) -> None:
+        """Nothing is pending here."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it was not read."""
+        return self.value is None and not self.rejected
+
+    def merge(self, other: "GaugeState") -> None:
+        """Choose between both values by the rule."""
+        self.rejected += other.rejected
+        if other.value is not None:
+            self.value = other.value if self.value is None else self._choose(self.value, other.value)
+
+    def take(self) -> "GaugeState":
+        """Take the value; a gauge has none until it is read again."""
+        taken = GaugeState(self.merge_rule)
+        taken.value, self.value = self.value, None
+        taken.rejected = self.take_rejected()
+        return taken
+
+    def forget_pending(self) -> None:
+        """Nothing is pending here."""
+
+    def take_rejected(self) -> int:
+        """Take the number of readings refused."""
+        rejected, self.rejected = self.rejected, 0
+        return rejected
+
+    def to_value(self) -> float | None:
+        """The value, None before the first reading."""
+        return self.value
+
+    to_packed = to_value
+
+    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
+        """Note a number, or the last one of a list (vLLM's form)."""
+        for number in _numbers(payload)[-1:]:
+            self.set(number)
+
+
+class LabelledState:
+    """One state per label set; at most `MAX_LABEL_SETS`, the overflow is counted under ``other``."""
+
+    __slots__ = ("children", "make", "num_labels")
+
+    def __init__(self, make: Callable[[], Any], num_labels: int) -> None:
+        """Make none yet; ``make`` gives the state of a new label set, of ``num_labels`` values."""
+        self.make = make
+        self.num_labels = num_labels
+        self.children: dict[tuple[str, ...], Any] = {}
+
+    def __repr__(self) -> str:
+        """Give the states."""
+        return f"<LabelledState {self.children}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both hold the same in every label set."""
+        if not isinstance(other, LabelledState):
+            return NotImplemented
+        return self.children == other.children
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def labels(self, *values: str) -> Any:  # noqa: ANN401 - the declaration says which state
+        """The state of one label set; keep it where it is used often."""
+        child = self.children.get(values)
+        return child if child is not None else self._new(values)
+
+    def _new(self, values: tuple[str, ...]) -> Any:  # noqa: ANN401 - the declaration says which state
+        if len(values) != self.num_labels or not all(isinstance(value, str) for value in values):
+            message = f"expected {self.num_labels} label values of type str, got {values!r:.80}"
+            raise StatsError(message)
+        if len(self.children) >= MAX_LABEL_SETS:
+            values = (OTHER,) * self.num_labels
+        return self.children.setdefault(values, self.make())
+
+    def forget_pending(self) -> None:
+        """Drop what is pending in every label set."""
+        for child in list(self.children.values()):
+            child.forget_pending()
+
+    def take_rejected(self) -> int:
+        """Take the number of observations refused, over all label sets."""
+        return sum(child.take_rejected() for child in list(self.children.values()))
+
+    def fold(self) -> None:
+        """Fold every label set."""
+        for child in list(self.children.values()):
+            child.fold()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no label set holds anything."""
+        return all(child.is_empty for child in list(self.children.values()))
+
+    def merge(self, other: "LabelledState") -> None:
+        """Merge label set by label set."""
+        for values, child in other.children.items():
+            self.labels(*values).merge(child)
+
+    def take(self) -> "LabelledState":
+        """Take what the label sets hold; who kept one of them goes on with it."""
+        taken = LabelledState(self.make, self.num_labels)
+        taken.children = {values: child.take() for values, child in list(self.children.items())}
+        return taken
+
+    def to_value(self) -> dict[tuple[str, ...], Any]:
+        """The plain data of each label set."""
+        return {values: child.to_value() for values, child in self.children.items() if not child.is_empty}
+
+    def to_packed(self) -> dict[tuple[str, ...], Any]:
+        """What a report carries of each label set."""
+        return {values: child.to_packed() for values, child in self.children.items() if not child.is_empty}
+
+    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
+        """Add a payload of each label set."""
+        if not isinstance(payload, dict):
+            message = f"expected a payload per label set, got {type(payload).__name__}"
+            raise StatsError(message)
+        for values, child in payload.items():
+            self.labels(*(values if isinstance(values, tuple) else (values,))).load(child)
+
+
+def as_number(value: object) -> float | None:
+    """A real number as int or float of Python, None for anything else (bool too)."""
+    if type(value) is int or type(value) is float:
+        return value
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else None
+
+
+def _numbers(payload: Any) -> list[float]:  # noqa: ANN401 - whatever a peer sent
+    """The numbers of a payload that is one number or a list of them (vLLM's form)."""
+    values = payload if isinstance(payload, list | tuple) else [payload]
+    numbers = [number for number in map(as_number, values) if number is not None]
+    if len(numbers) != len(values):
+        message = f"expected a number or a list of numbers, got {type(payload).__name__}"
+        raise StatsError(message)
+    return numbers

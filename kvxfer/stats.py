@@ -1,0 +1,337 @@
+"""`KVConnectorStats`, vLLM's contract, and `TransferStats`, which derives all of it from a declaration.
+
+What one interval of one connector holds, how it merges and reads; no I/O, no clock.
+"""
+
+import threading
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, NamedTuple
+
+from kvxfer.distribution import DistributionState
+from kvxfer.errors import StatsError
+from kvxfer.fields import Counter, Field, Row, RowBuffer
+from kvxfer.states import CounterState, LabelledState, State
+
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+MAX_CARRIED: Final = 32
+"""Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
+
+
+class Moved(NamedTuple):
+    """What was moved, and the summed durations of the transfers: the base of all rates."""
+
+    num_bytes: float
+    busy_seconds: float
+
+
+@dataclass
+class KVConnectorStats:
+    """What a connector observed in an interval (vLLM's contract): ``data`` is its payload, plain and serializable.
+
+    A subclass written for vLLM works here: it implements `reset`, `aggregate`, `reduce` and `is_empty`.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        raise NotImplementedError
+
+    def aggregate(self, other: "KVConnectorStats") -> "KVConnectorStats":
+        """Merge the other one in and return the result, which may be this object, changed."""
+        raise NotImplementedError
+
+    def reduce(self) -> dict[str, Any]:
+        """The numbers that an operator reads: ``{key: int or float}``."""
+        raise NotImplementedError
+
+    def is_empty(self) -> bool:
+        """Whether nothing was observed."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """The payload, from which the connector's ``build_kv_connector_stats`` makes an equal object."""
+        return self.data
+
+    def to_packed(self) -> dict[str, Any]:
+        """The payload as a report carries it; stats that can fold what is large do so here."""
+        return self.to_dict()
+
+    def copy(self) -> "KVConnectorStats":
+        """An equal object that shares nothing with this one."""
+        return deepcopy(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Per field a number, or count, sum, extremes and quantiles: for records. Empty where the class has none."""
+        return {}
+
+    def moved(self) -> Moved | None:
+        """Bytes and busy seconds of the transfers, None where the connector does not know them."""
+        return None
+
+    def num_rejected(self) -> int:
+        """Observations that were refused: not finite, negative, no number."""
+        return 0
+
+    def num_values(self) -> int:
+        """The length of the longest list of values held one by one."""
+        return _longest(self.data)
+
+    def is_bounded(self) -> bool:
+        """Whether merging keeps the size bounded; lists, as vLLM's classes keep them, only grow."""
+        return False
+
+
+class TransferStats(KVConnectorStats):
+    """Stats that are declared: fields and rows as class attributes, everything else follows.
+
+    On an instance each field's attribute is its state (``stats.num_misses.add(2)``) and each row's is its recorder.
+    Recording is safe from any thread and never blocks; reading folds what is pending first. ``data`` maps field
+    names to states. Raises `StatsError` for a payload that does not fit the declaration.
+    """
+
+    fields: ClassVar[dict[str, Field]] = {}
+    rows: ClassVar[dict[str, Row]] = {}
+
+    rejected_observations = Counter("{observation}", "Observations refused: not finite, negative or no number.")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - whatever other bases take
+        """Collect the fields and rows of the declaration, those of the bases first."""
+        super().__init_subclass__(**kwargs)
+        declared = vars(cls)
+        rows = {name: value for name, value in declared.items() if isinstance(value, Row)}
+        rates = {row.rate.name: row.rate for row in rows.values() if row.rate is not None}
+        own = {name: value for name, value in declared.items() if isinstance(value, Field)}
+        taken = sorted(name for name in (*own, *rows) if hasattr(TransferStats, name) or name == "data")
+        if taken:
+            message = f"{cls.__name__}: {', '.join(taken)} names a part of TransferStats: choose another name"
+            raise StatsError(message)
+        cls.fields = {**cls.fields, **own, **rates}
+        cls.rows = {**cls.rows, **rows}
+
+    def __init__(self, data: Mapping[str, Any] | None = None) -> None:
+        """Make an empty one, or one of a payload: vLLM's (lists), packed, or both mixed."""
+        self._rejected = CounterState()
+        self.data = {name: declared.new_state() for name, declared in self.fields.items()}
+        self._buffers = {name: RowBuffer(row, self.data) for name, row in self.rows.items()}
+        self.data["rejected_observations"] = self._rejected
+        # Only those who fold take it; recording does not.
+        self._lock = threading.Lock()
+        vars(self).update(self.data)
+        vars(self).update({name: buffer.record for name, buffer in self._buffers.items()})
+        if data:
+            self._load(data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the payload: the buffers and the lock are made anew."""
+        return (type(self), (self.to_dict(),))
+
+    def __repr__(self) -> str:
+        """Give the states that hold something."""
+        held = ", ".join(f"{name}={state!r}" for name, state in self._held())
+        return f"<{type(self).__name__} {held or 'empty'}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both are of one class and hold the same observations."""
+        if not isinstance(other, TransferStats):
+            return NotImplemented
+        return type(self) is type(other) and dict(self._held()) == dict(other._held())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # --- building
+
+    def _load(self, payload: Mapping[str, Any]) -> None:
+        rest = dict(payload)
+        for name, row in self.rows.items():
+            columns = [rest.get(column.name) for column in row.columns]
+            if _are_columns(columns):
+                self._buffers[name].extend(columns)
+                covered = (*row.columns, row.rate) if row.rate else row.columns
+                rest = {key: value for key, value in rest.items() if key not in {column.name for column in covered}}
+        for name, value in rest.items():
+            self._load_field(name, value)
+        self._hoist_rejected()
+
+    def _load_field(self, name: str, value: object) -> None:
+        if name not in self.data and not self._carry(name, value):
+            self._rejected.add(1)
+            return
+        try:
+            self.data[name].load(value)
+        except StatsError as error:
+            message = f"{error} - at `{type(self).__name__}.{name}`"
+            raise StatsError(message) from error
+
+    def _carry(self, name: str, value: object) -> bool:
+        """Make room for a field that only a newer worker knows, so that it is not lost on the way."""
+        room = len(self.data) - len(self.fields) <= MAX_CARRIED
+        if room and isinstance(value, bytes | list):
+            self.data[name] = DistributionState()
+        elif room and isinstance(value, int | float):
+            self.data[name] = CounterState()
+        return name in self.data
+
+    # --- merging
+
+    def fold(self) -> None:
+        """Take what was recorded into the states; done by whoever reads."""
+        with self._lock:
+            self._fold()
+
+    def _fold(self) -> None:
+        for part in (*self._buffers.values(), *self.data.values()):
+            part.fold()
+        self._hoist_rejected()
+
+    def _hoist_rejected(self) -> None:
+        for part in (*self._buffers.values(), *self.data.values()):
+            refused = part.take_rejected()
+            if refused:
+                self._rejected.value += refused
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        self.drain()
+
+    def drain(self) -> "TransferStats":
+        """Take all observations into a new object and leave this one empty, in one step."""
+        with self._lock:
+            self._fold()
+            parts = {name: state.take() for name, state in self.data.items() if not state.is_empty}
+        taken = type(self)()
+        taken._merge(parts)
+        return taken
+
+    clone_and_reset = drain  # vLLM's name for it
+
+    def aggregate(self, other: KVConnectorStats) -> "TransferStats":
+        """Merge the other one in and return this object; raises `StatsError` for stats of another kind."""
+        if not isinstance(other, TransferStats) or not isinstance(other, type(self)):
+            message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
+            raise StatsError(message)
+        held = dict(other._held())
+        with self._lock:
+            self._fold()
+            self._merge(held)
+        return self
+
+    def _merge(self, parts: Mapping[str, State]) -> None:
+        for name, part in parts.items():
+            mine = self.data.get(name)
+            if mine is None:
+                self._load_field(name, part.to_value())
+            elif type(mine) is type(part):
+                mine.merge(part)
+            else:  # an undeclared field that two workers do not mean the same by
+                self._rejected.value += 1
+
+    def is_empty(self) -> bool:
+        """Whether nothing was observed, not even a refused value."""
+        return not self._held()
+
+    def _held(self) -> list[tuple[str, State]]:
+        self.fold()
+        return [(name, state) for name, state in self.data.items() if not state.is_empty]
+
+    # --- reading
+
+    def to_dict(self) -> dict[str, Any]:
+        """The payload without loss: lists of values as vLLM's while a field is exact, packed bytes beyond."""
+        return {name: state.to_value() for name, state in self._held()}
+
+    def to_packed(self) -> dict[str, Any]:
+        """The payload of a report: see `packing`."""
+        return {name: state.to_packed() for name, state in self._held()}
+
+    def reduce(self) -> dict[str, Any]:
+        """Count, mean and quantiles of each distribution, each counter and gauge; a connector may give its own keys."""
+        self.fold()
+        reduced: dict[str, Any] = {}
+        for name, declared in self.fields.items():
+            reduced |= _reduce_field(declared.full_name, self.data[name])
+        return reduced
+
+    def copy(self) -> "TransferStats":
+        """An equal object that shares nothing with this one."""
+        return type(self)().aggregate(self)
+
+    def summary(self) -> dict[str, Any]:
+        """Per field a number, or count, sum, extremes and quantiles."""
+        return {name: describe(state) for name, state in self._held()}
+
+    def moved(self) -> Moved | None:
+        """Bytes and busy seconds over all rows that name a duration and a size."""
+        transfers = [(row.size, row.duration) for row in self.rows.values() if row.size and row.duration]
+        if not transfers:
+            return None
+        self.fold()
+        return Moved(
+            sum(self.data[size.name].sum for size, _ in transfers),
+            sum(self.data[duration.name].sum for _, duration in transfers),
+        )
+
+    def num_rejected(self) -> int:
+        """Observations that were refused."""
+        self.fold()
+        return int(self._rejected.value)
+
+    def num_values(self) -> int:
+        """The values that the fullest distribution holds one by one."""
+        return max((exact_values(state) for _, state in self._held()), default=0)
+
+    def is_bounded(self) -> bool:
+        """True: what is many folds into histograms."""
+        return True
+
+    def renew(self) -> None:
+        """In a forked child: begin with nothing, the observations so far are the parent's to report.
+
+        The lock is made anew too, since a thread that is not there any more may hold it.
+        """
+        self._lock = threading.Lock()
+        for part in (*self._buffers.values(), *self.data.values()):
+            part.forget_pending()
+        self.reset()
+
+
+def _longest(data: Any) -> int:  # noqa: ANN401 - a payload
+    if isinstance(data, list):
+        return len(data)
+    return max(map(_longest, data.values()), default=0) if isinstance(data, dict) else 0
+
+
+def exact_values(state: Any) -> int:  # noqa: ANN401 - any state
+    """The values that a state holds one by one."""
+    if isinstance(state, LabelledState):
+        return max(map(exact_values, state.children.values()), default=0)
+    return state.count if isinstance(state, DistributionState) and state.is_exact else 0
+
+
+def _are_columns(columns: list[Any]) -> bool:
+    """Whether these are the lists of one table: vLLM's form of rows."""
+    return all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1
+
+
+def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
+    """A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas."""
+    if isinstance(state, LabelledState):
+        return {",".join(labels): describe(child) for labels, child in state.children.items() if not child.is_empty}
+    if isinstance(state, DistributionState):
+        quantiles = {name: state.quantile(q) for name, q in QUANTILES.items()}
+        return {"count": state.count, "sum": state.sum, "min": state.min, "max": state.max, **quantiles}
+    return state.to_value()
+
+
+def _reduce_field(name: str, state: Any) -> dict[str, Any]:  # noqa: ANN401 - any state, any number
+    if isinstance(state, LabelledState):
+        children = ((f"{name}:{labels}", child) for labels, child in state.children.items())
+        return {key: value for label, child in children for key, value in _reduce_field(label, child).items()}
+    if isinstance(state, DistributionState):
+        quantiles = {f"{name}_{q}": state.quantile(value) for q, value in QUANTILES.items()}
+        return {f"{name}_count": state.count, f"{name}_mean": state.mean, **quantiles}
+    value = state.to_value()
+    return {} if value is None else {name: value}

@@ -1,0 +1,142 @@
+"""Bytes to messages and back: one ZeroMQ frame is one message of msgpack. No socket, no state.
+
+A message is an array that begins with its tag: ``Report`` 0, ``Goodbye`` 1. A report's payload is msgpack within
+msgpack: it stays closed until the class that the factory gives for its connector opens it.
+
+Rules of its evolution (golden bytes in ``tests/golden`` hold us to them):
+
+1. Fields are appended, with a default; none is removed, reordered or given another type.
+2. A reader passes over what is appended after the fields it knows.
+3. ``version`` changes only when an old reader would misread; a reader refuses versions that it does not know.
+4. A new kind of message takes a new tag; an old reader refuses it and goes on.
+5. Labels, payload keys and connectors are data: a new one needs no new version.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from kvxfer.errors import ImplausibleError, PeerError, VersionError
+
+VERSION: Final = 1
+
+MAX_FRAME_BYTES: Final = 1 << 20
+"""A report is a few kB; 5 MB of nested empty lists cost 1.2 s and 350 MB to decode."""
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+_Label = Annotated[str, msgspec.Meta(max_length=200)]
+_Seq = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+
+
+class Source(msgspec.Struct, array_like=True, frozen=True):
+    """Who publishes: ``id`` is unique per publisher and process, ``start_time`` its Unix time in seconds."""
+
+    id: _Name
+    host: _Label
+    pid: int
+    start_time: float
+    labels: Annotated[dict[_Name, _Label], msgspec.Meta(max_length=16)] = {}
+
+
+class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
+    """What one publisher observed from ``start`` to ``end`` (Unix seconds of its clock); ``seq`` counts from 1.
+
+    ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the observations
+    that the publisher refused by its own bound since the report before.
+    """
+
+    version: int
+    source: bytes
+    connector: _Name
+    seq: _Seq
+    start: float
+    end: float
+    payload: msgspec.Raw
+    cut: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+
+
+class Goodbye(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """The publisher ends; ``seq`` is its last report's, 0 if it sent none."""
+
+    version: int
+    source: bytes
+    seq: _Seq
+
+
+# What a decoder of msgspec raises on some mutated input besides its own errors.
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
+    """Numpy's scalars and arrays, which connectors put in their payloads, as Python's."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    message = f"a payload holds numbers, strings, lists and dicts, got {type(value).__name__}"
+    raise TypeError(message)
+
+
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain)
+_decoder: Final = msgspec.msgpack.Decoder(Report | Goodbye)
+_source_decoder: Final = msgspec.msgpack.Decoder(Source)
+_payload_decoder: Final = msgspec.msgpack.Decoder()
+
+
+def encode(message: Report | Goodbye | Source) -> bytes:
+    """The bytes of a message."""
+    return _encoder.encode(message)
+
+
+def encode_payload(payload: Mapping[str, Any]) -> msgspec.Raw:
+    """A payload as a report carries it; raises TypeError for what msgpack cannot hold."""
+    return msgspec.Raw(_encoder.encode(payload))
+
+
+def decode(frame: bytes) -> Report | Goodbye:
+    """The message in a peer's frame; raises `PeerError`, whose cause says why not."""
+    if len(frame) > MAX_FRAME_BYTES:
+        message = f"a frame of {len(frame)} bytes, at most {MAX_FRAME_BYTES}"
+        raise PeerError(message)
+    try:
+        decoded = _decoder.decode(frame)
+    except _UNREADABLE as error:
+        message = f"a frame of {len(frame)} bytes: {error}"
+        raise PeerError(message) from error
+    if decoded.version != VERSION:
+        message = f"wire version {decoded.version}, this collector speaks {VERSION}"
+        raise VersionError(message)
+    if isinstance(decoded, Report):
+        _check(decoded)
+    return decoded
+
+
+def _check(report: Report) -> None:
+    # An hour of difference between two clocks is the worker's affair; a time that is no number is not.
+    if not (math.isfinite(report.start) and math.isfinite(report.end) and report.seq > 0):
+        message = f"a report numbered {report.seq} from {report.start} to {report.end}"
+        raise ImplausibleError(message)
+
+
+def decode_source(encoded: bytes) -> Source:
+    """The source in a report; raises `PeerError`."""
+    try:
+        source = _source_decoder.decode(encoded)
+    except _UNREADABLE as error:
+        message = f"a source of {len(encoded)} bytes: {error}"
+        raise PeerError(message) from error
+    return source
+
+
+def decode_payload(payload: msgspec.Raw) -> dict[str, Any]:
+    """The payload of a report as plain data; raises `PeerError`."""
+    try:
+        decoded = _payload_decoder.decode(payload)
+    except _UNREADABLE as error:
+        message = f"a payload of {len(bytes(payload))} bytes: {error}"
+        raise PeerError(message) from error
+    if not isinstance(decoded, dict):
+        message = f"a payload that is a {type(decoded).__name__}"
+        raise PeerError(message)
+    return decoded
