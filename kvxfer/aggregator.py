@@ -169,7 +169,7 @@ class Aggregator:
             for (_, connector), known in self._touched.items()
         ]
         interval = Interval(self._start, now, self._as_groups(groups, self._ranks), tuple(views), self.pipeline())
-        self._add_to_totals(groups)
+        self._add_to_totals(groups, views)
         self._touched, self._crowd, self._ranks = {}, {}, {}
         self._start = now
         missed = max(0, int((now - self.due) / self._config.interval_seconds))
@@ -190,11 +190,24 @@ class Aggregator:
             self._add_copy(groups, self._key(known.source, connector), known.stats[connector])
         return groups
 
-    def _add_to_totals(self, groups: dict[GroupKey, KVConnectorStats]) -> None:
+    def _add_to_totals(self, groups: dict[GroupKey, KVConnectorStats], views: list[SourceView]) -> None:
         for key, stats in groups.items():
             if stats.is_bounded():
                 self._add_copy(self._totals, key, stats)
                 self._total_ranks.setdefault(key, set()).update(self._ranks[key])
+        for view, known in zip(views, self._touched.values(), strict=True):
+            if view.stats.is_bounded():
+                self._add_copy(known.totals, view.connector, view.stats)
+
+    def _all_views(self) -> tuple[SourceView, ...]:
+        views = []
+        for known in self._sources.values():
+            totals = {connector: stats.copy() for connector, stats in known.totals.items()}
+            for connector, stats in known.stats.items():
+                self._add_copy(totals, connector, stats)
+            offset = known.clock_offset
+            views += [SourceView(known.source, connector, stats, offset) for connector, stats in totals.items()]
+        return tuple(views)
 
     def _add_copy(self, into: dict[Place, KVConnectorStats], place: Place, stats: KVConnectorStats) -> None:
         """Merge stats that stay as they are; a class that fails at it is counted and left out."""

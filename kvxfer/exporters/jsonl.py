@@ -1,0 +1,112 @@
+"""JSON lines: one interval a line, idle ones too, for who measures and wants records.
+
+A record is ``{"version", "start", "end", "groups", "sources", "pipeline"}``: times in Unix seconds, groups and sources
+with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum, extremes, quantiles) and the
+rates, unrounded.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kvxfer.errors import RecordError
+from kvxfer.interval import Interval, rates
+from kvxfer.stats import KVConnectorStats
+
+VERSION: Final = 1
+_START: Final = b'{"version":'
+
+
+def as_record(interval: Interval) -> dict[str, Any]:
+    """The interval as plain data of JSON."""
+    return {
+        "version": VERSION,
+        "start": interval.start,
+        "end": interval.end,
+        "groups": [
+            {
+                "connector": group.connector,
+                "labels": group.labels,
+                "num_ranks": group.num_ranks,
+                **_numbers(group.stats, interval.seconds),
+            }
+            for group in interval.groups
+        ],
+        "sources": [
+            {
+                "connector": view.connector,
+                "source": view.source.id,
+                "host": view.source.host,
+                "pid": view.source.pid,
+                "labels": view.source.labels,
+                "clock_offset_seconds": view.clock_offset_seconds,
+                **_numbers(view.stats, interval.seconds),
+            }
+            for view in interval.sources
+        ],
+        "pipeline": msgspec.to_builtins(interval.pipeline),
+    }
+
+
+def _numbers(stats: KVConnectorStats, seconds: float) -> dict[str, Any]:
+    moved = stats.moved()
+    found = {} if moved is None else msgspec.to_builtins(rates(moved, seconds))
+    return {"reduced": stats.reduce(), "fields": stats.summary(), **found}
+
+
+class JsonlExporter:
+    """Appends to a file, one write a line, so that a killed process leaves at most one torn line at the end.
+
+    Raises `RecordError` for a path that cannot be written or holds something else; a torn line of an earlier process
+    is cut off.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file to append."""
+        self._path = Path(path)
+        try:
+            _cut_torn_line(self._path)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as error:
+            message = f"{path}: {error.strerror}: name a file that can be written"
+            raise RecordError(message) from error
+
+    def export(self, interval: Interval) -> None:
+        """Write the interval's line."""
+        self._file.write(msgspec.json.encode(as_record(interval)) + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    torn = content[content.rfind(b"\n") + 1 :]
+    if not content.startswith(_START[: len(content)]):
+        message = f"{path}: holds no intervals of kvxfer: name another file"
+        raise RecordError(message)
+    if torn:
+        with path.open("r+b") as file:
+            file.truncate(len(content) - len(torn))
+
+
+def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a file; a torn last line is passed over, any other broken one is a `RecordError` with its number."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        message = f"{path}: {error.strerror}: name a file of intervals"
+        raise RecordError(message) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                yield msgspec.json.decode(line, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            if number < len(lines):
+                message = f"{path}:{number}: {error}: remove the line, or the file is none of kvxfer's"
+                raise RecordError(message) from error

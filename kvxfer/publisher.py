@@ -1,0 +1,283 @@
+"""`StatsPublisher`: the worker's end. Owns the socket, the clock and the thread around an `Outbox`."""
+
+import atexit
+import contextlib
+import logging
+import os
+import platform
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Mapping
+from multiprocessing import util as multiprocessing_util
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from kvxfer.config import default_endpoint
+from kvxfer.errors import ConfigError
+from kvxfer.factory import KVConnectorFactory
+from kvxfer.outbox import Outbox
+from kvxfer.reporting import join_kv_transfer_group
+from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.transport import PushSocket, check_endpoint
+from kvxfer.wire import Source, decode_payload, encode_payload
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger("kvxfer")
+
+FOLD_SECONDS: Final = 0.1
+"""Rows are folded this often: 200,000 a second then wait as 3 MB, and each fold is short."""
+
+
+class StatsPublisher:
+    """Publishes the stats of one connector from this process.
+
+    ``connector`` is a registered name; ``endpoint`` the collector's, by default `default_endpoint`; ``labels`` say who
+    this is (engine, role, rank). Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is
+    something to report. Nothing here blocks, raises after the constructor, or grows without bound, be there a
+    collector or not. Leaving the context, or the process by any exit that runs Python's exit handlers, sends what is
+    left within ``linger`` seconds. A forked child publishes as a source of its own.
+
+    Raises `ConfigError` for unusable labels, `EndpointError` for an endpoint that is none.
+    """
+
+    def __init__(
+        self,
+        connector: str,
+        endpoint: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        flush_seconds: float = 1.0,
+        linger: float = 1.0,
+    ) -> None:
+        """Start publishing; the socket connects in the background."""
+        self.connector = connector
+        self.endpoint = endpoint or default_endpoint()
+        check_endpoint(self.endpoint)
+        self.labels = _checked_labels(labels or {})
+        self._flush_seconds = flush_seconds
+        self._linger = linger
+        self._stats: KVConnectorStats | None = None
+        self._warned = False
+        _publishers.add(self)
+        self._begin()
+        atexit.register(_close, weakref.ref(self))
+
+    def __repr__(self) -> str:
+        """Give connector, endpoint and outbox."""
+        return f"<StatsPublisher {self.connector} -> {self.endpoint} {self._outbox}>"
+
+    def _begin(self) -> None:
+        """Become a source of this process: an outbox, a socket yet to be made, a thread."""
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._socket: PushSocket | None = None
+        now = time.time()
+        self.source = Source(uuid.uuid4().hex, platform.node()[:200], self._pid, now, self.labels)
+        self._outbox = Outbox(self.source, self.connector, now)
+        self._next_flush = time.monotonic() + self._flush_seconds
+        join_kv_transfer_group(1)
+        # Children of multiprocessing that are forked leave without atexit, and all of them run these.
+        self._finalizer = multiprocessing_util.Finalize(None, _close, args=(weakref.ref(self),), exitpriority=10)
+        self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
+        self._thread.start()
+
+    @property
+    def stats(self) -> Any:  # noqa: ANN401 - the class of the connector
+        """The stats to record into; raises `UnknownConnectorError` for a connector that is not registered."""
+        if self._stats is None:
+            self._stats = KVConnectorFactory.get_connector_class_by_name(self.connector).build_kv_connector_stats()
+        return self._stats
+
+    # --- the worker's calls
+
+    def push(self, stats: KVConnectorStats | Mapping[str, Any]) -> None:
+        """Add a copy of stats, or of a payload, that somebody else collected; they may be changed afterwards.
+
+        Takes any vLLM-style object. What cannot be read is logged once and counted as cut.
+        """
+        self._check_pid()
+        with self._never_harming():
+            part = self._copy(stats)
+            if part is not None and not part.is_empty():
+                with self._lock:
+                    self._outbox.observe(part, time.time())
+                self._wake.set()
+
+    def _copy(self, stats: Any) -> KVConnectorStats | None:  # noqa: ANN401 - any vLLM-style object
+        payload = stats if isinstance(stats, Mapping) else _payload_of(stats)
+        copied = decode_payload(msgspec.Raw(bytes(encode_payload(payload))))
+        if KVConnectorFactory.is_registered(self.connector):
+            return KVConnectorFactory.get_connector_class_by_name(self.connector).build_kv_connector_stats(copied)
+        copy: KVConnectorStats = type(stats)(data=copied)
+        return copy
+
+    def flush(self, timeout: float = 0.0) -> bool:
+        """Close what was recorded into a report and hand it over; for a host that has a step of its own.
+
+        Returns whether everything was handed to the socket, waiting for it at most ``timeout`` seconds.
+        """
+        self._check_pid()
+        deadline = time.monotonic() + timeout
+        with self._never_harming():
+            self._flush()
+            while not self._send() and self._wait_writable(deadline):
+                self._flush()
+        return self._outbox.is_idle
+
+    def close(self, timeout: float | None = None) -> None:
+        """Send what is left and stop; waits at most ``timeout`` seconds (by default ``linger``). Later calls do nothing."""
+        if self._pid != os.getpid() or self._closing:
+            return
+        self._closing = True
+        deadline = time.monotonic() + (self._linger if timeout is None else timeout)
+        self._wake.set()
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        with self._never_harming():
+            self.flush(max(0.0, deadline - time.monotonic()))
+            self._part(deadline)
+        self._finalizer.cancel()
+        _publishers.discard(self)
+        join_kv_transfer_group(-1)
+
+    def __enter__(self) -> "Self":
+        """Publish until the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Send what is left."""
+        self.close()
+
+    # --- the thread
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(min(FOLD_SECONDS, self._flush_seconds))
+            self._wake.clear()
+            if not self._closing:
+                with self._never_harming():
+                    self._step()
+
+    def _step(self) -> None:
+        if isinstance(self._stats, TransferStats):
+            self._stats.fold()
+        if time.monotonic() >= self._next_flush:
+            self._flush()
+        self._send()
+
+    def _flush(self) -> None:
+        """Move what was recorded into the outbox and close the open interval, if there is room."""
+        drained = self._stats.drain() if isinstance(self._stats, TransferStats) else None
+        now = time.time()
+        with self._lock:
+            if drained is not None and not drained.is_empty():
+                self._outbox.observe(drained, now)
+            self._outbox.flush(now)
+            self._next_flush = time.monotonic() + self._flush_seconds
+
+    def _send(self) -> bool:
+        """Hand over what the socket takes now; whether nothing is left."""
+        with self._lock:
+            while (frame := self._outbox.next_frame) is not None:
+                if not self._connected().send(frame):
+                    return False
+                self._outbox.sent()
+            return self._outbox.is_idle
+
+    def _connected(self) -> PushSocket:
+        if self._socket is None:
+            self._socket = PushSocket(self.endpoint)
+        return self._socket
+
+    def _wait_writable(self, deadline: float) -> bool:
+        """Wait for the socket in short steps, so that the lock is free in between; False when time is up."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        with self._lock:
+            self._connected().wait_writable(min(left, FOLD_SECONDS))
+        return True
+
+    def _part(self, deadline: float) -> None:
+        """Say goodbye, if everything was sent, and close the socket."""
+        with self._lock:
+            socket, self._socket = self._socket, None
+            if socket is not None:
+                if self._outbox.is_idle:
+                    socket.send(self._outbox.goodbye())
+                socket.close(max(0.0, deadline - time.monotonic()))
+
+    @contextlib.contextmanager
+    def _never_harming(self) -> "Any":  # noqa: ANN401 - a context manager's iterator
+        """Telemetry that fails is logged once; the host goes on."""
+        try:
+            yield
+        except Exception:
+            if not self._warned:
+                self._warned = True
+                logger.exception("kvxfer cannot publish stats of %s; this is said once", self.connector)
+
+    # --- fork
+
+    def _check_pid(self) -> None:
+        # For a fork that ran no hooks of Python's; with hooks this is done already.
+        if self._pid != os.getpid():
+            self._after_fork()
+
+    def _after_fork(self) -> None:
+        """In a child: leave the parent's socket and observations alone and begin as a source of its own."""
+        if self._closing:
+            return
+        if isinstance(self._stats, TransferStats):
+            self._stats.renew()
+        elif self._stats is not None:
+            self._stats.reset()
+        self._abandoned = self._socket  # the io thread behind it is the parent's: not even closing is safe
+        self._begin()
+        # multiprocessing clears its finalizers in a forked child, after this.
+        multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
+
+    def _finalize_again(self) -> None:
+        self._finalizer = multiprocessing_util.Finalize(None, _close, args=(weakref.ref(self),), exitpriority=10)
+
+
+def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    checked = {str(name): str(value) for name, value in labels.items()}
+    try:
+        msgspec.convert(Source("id", "", 0, 0.0, checked), Source, from_attributes=True)
+        return msgspec.msgpack.decode(msgspec.msgpack.encode(Source("id", "", 0, 0.0, checked)), type=Source).labels
+    except msgspec.ValidationError as error:
+        message = f"labels of a publisher are at most 16 of at most 200 characters: {error}"
+        raise ConfigError(message) from error
+
+
+def _payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-style object
+    to_dict = getattr(stats, "to_dict", None)
+    payload: Mapping[str, Any] = to_dict() if to_dict is not None else stats.data
+    return payload
+
+
+_publishers: "Final[weakref.WeakSet[StatsPublisher]]" = weakref.WeakSet()
+
+
+def _close(reference: "weakref.ref[StatsPublisher]") -> None:
+    publisher = reference()
+    if publisher is not None:
+        publisher.close()
+
+
+def _after_fork_in_child() -> None:
+    for publisher in list(_publishers):
+        publisher._after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,104 @@
+"""`KVConnectorLogging`, and the line that operators know. No socket, clock or thread."""
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from kvxfer.errors import RoleError
+from kvxfer.factory import ConnectorClass, KVConnectorFactory, TransferConfig
+from kvxfer.interval import Group, SourceView, rates
+from kvxfer.stats import KVConnectorStats
+from kvxfer.units import mib
+
+logger = logging.getLogger("kvxfer")
+
+LINE: Final = "KV Transfer metrics: "
+RANK_LINE: Final = "KV Transfer metrics of one rank: "
+
+# The pids that publish: a forked child inherits its parent's entry, which is not its own.
+_publishing: Final[dict[int, int]] = {}
+
+
+def has_kv_transfer_group() -> bool:
+    """Whether this process publishes stats: it is a worker, not the front end."""
+    return _publishing.get(os.getpid(), 0) > 0
+
+
+def join_kv_transfer_group(change: int) -> None:
+    """Note that this process has one publisher more (1) or less (-1)."""
+    pid = os.getpid()
+    _publishing[pid] = max(0, _publishing.get(pid, 0) + change)
+
+
+def format_line(reduced: Mapping[str, Any], prefix: str = LINE) -> str:
+    """vLLM's line: ``KV Transfer metrics: k=v, k=v``."""
+    return prefix + ", ".join(f"{key}={value}" for key, value in reduced.items())
+
+
+def group_line(group: Group, seconds: float) -> str:
+    """The line of a group over an interval: vLLM's keys, then wall throughput, in flight, ranks and labels."""
+    return format_line(group.stats.reduce() | _wall(group.stats, seconds) | {"Num ranks": group.num_ranks} | group.labels)
+
+
+def rank_line(view: SourceView, seconds: float) -> str:
+    """The line of one source over an interval, with its labels, host and pid."""
+    who = view.source.labels | {"host": view.source.host, "pid": view.source.pid}
+    return format_line(view.stats.reduce() | _wall(view.stats, seconds) | who, RANK_LINE)
+
+
+def _wall(stats: KVConnectorStats, seconds: float) -> dict[str, float]:
+    moved = stats.moved()
+    if moved is None:
+        return {}
+    found = rates(moved, seconds)
+    return {
+        "Wall throughput (MB/s)": round(mib(found.bytes_per_second), 3),
+        "Avg in flight": round(found.mean_in_flight, 3),
+    }
+
+
+class KVConnectorLogging:
+    """Merges the stats that reach a front end and logs one line per interval, as vLLM's class of this name.
+
+    Raises `RoleError` in a process that publishes. Without a connector configured it observes nothing.
+    """
+
+    def __init__(self, kv_transfer_config: TransferConfig | None) -> None:
+        """Look the connector up; `UnknownConnectorError` (a ValueError) where it is not registered."""
+        if has_kv_transfer_group():
+            message = "KVConnectorLogging belongs to the front end, this process publishes: construct it there"
+            raise RoleError(message)
+        self.connector_cls: ConnectorClass | None = None
+        if kv_transfer_config is not None and kv_transfer_config.kv_connector:
+            self.connector_cls = KVConnectorFactory.get_connector_class(kv_transfer_config)
+        self._warned = False
+        self.transfer_stats_accumulator: KVConnectorStats | None = None
+
+    def reset(self) -> None:
+        """Forget what was observed since the last line."""
+        self.transfer_stats_accumulator = None
+
+    def observe(self, transfer_stats_data: dict[str, Any]) -> None:
+        """Merge a payload of the connector."""
+        if self.connector_cls is None:
+            return
+        stats = self.connector_cls.build_kv_connector_stats(transfer_stats_data)
+        if stats is None:
+            self._warn_once()
+        elif self.transfer_stats_accumulator is None:
+            self.transfer_stats_accumulator = stats
+        elif not stats.is_empty():
+            self.transfer_stats_accumulator = self.transfer_stats_accumulator.aggregate(stats)
+
+    def _warn_once(self) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s collects KV transfer stats but builds none: they are not logged", self.connector_cls)
+
+    def log(self, log_fn: Callable[[str], object] = logger.info) -> None:
+        """Log one line of what was observed and begin anew; nothing for nothing."""
+        stats = self.transfer_stats_accumulator
+        if stats is not None and not stats.is_empty():
+            log_fn(format_line(stats.reduce()))
+            self.reset()
