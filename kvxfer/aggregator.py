@@ -15,7 +15,6 @@ from kvxfer.seqs import SeenSeqs
 from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Goodbye, Report, Source, decode, decode_payload, decode_source
 
-
 Place = TypeVar("Place")
 
 

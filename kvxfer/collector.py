@@ -1,10 +1,11 @@
-"""`Collector`: the receiving process's end. Owns the socket, the clock and, on request, a thread around an `Aggregator`."""
+"""`Collector`: the receiving end. Owns the socket, the clock and, on request, a thread around an `Aggregator`."""
 
 import logging
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -94,7 +95,7 @@ class Collector:
         self.stop()
 
     def poll(self, timeout: float = 0.0) -> list[Interval]:
-        """Take what has arrived, waiting at most ``timeout`` seconds, and export the interval that is due, if one is."""
+        """Take what arrives within ``timeout`` seconds, and export the interval that is due, if one is."""
         left = self._aggregator.due - self._clock.now()
         frames = self._socket.drain(max(0.0, min(timeout, left)))
         self._feed(frames)
@@ -133,12 +134,12 @@ class Collector:
     def _export(self, interval: Interval) -> None:
         interval = msgspec.structs.replace(interval, pipeline=self._with_exports(interval.pipeline))
         for exporter in self._exporters:
-            self._guarded(exporter, lambda exporter=exporter: exporter.export(interval))
+            self._guarded(exporter, partial(exporter.export, interval))
 
-    def _guarded(self, exporter: Exporter, call: "object") -> None:
+    def _guarded(self, exporter: Exporter, call: Callable[[], object]) -> None:
         """One exporter that fails costs the others nothing; it is logged once and counted each time."""
         try:
-            call()  # type: ignore[operator]
+            call()
         except Exception:
             self._exports_failed += 1
             if id(exporter) not in self._warned:

@@ -197,8 +197,8 @@ class DistributionState:
         self.fold()
         if self._histogram is not None:
             return pack_histogram(self._histogram, whole=self.whole)
-        values = self._array()
-        return (values.astype(np.int64) if self.whole else values).tolist()
+        values: list[float] = self._array().tolist()
+        return [int(value) if value < _BEYOND_INT else value for value in values] if self.whole else values
 
     def to_packed(self) -> bytes:
         """The bytes of a report: exact up to `PACK_ABOVE` values, a histogram beyond."""

@@ -4,21 +4,18 @@ Only declarations live here; what a field holds is in `distribution` and `states
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Final, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from kvxfer.distribution import PIECE, DistributionState, all_plausible, is_plausible, to_array
 from kvxfer.errors import StatsError
 from kvxfer.states import CounterState, GaugeState, LabelledState, State
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 UNIT_WORDS: Final = {"s": "seconds", "By": "bytes", "1": "ratio", "By/s": "bytes_per_second"}
 """The word of a unit in names; a count in braces (``{page}``) has none."""
 
 
 class Field:
-    """One declared field: ``unit`` in UCUM as OpenTelemetry writes it, ``help`` one sentence, ``labels`` its dimensions.
+    """One declared field: ``unit`` in UCUM as OpenTelemetry writes it, ``help`` a sentence, ``labels`` its dimensions.
 
     Raises `StatsError` for a unit or labels that are no strings.
     """
@@ -58,11 +55,8 @@ class Field:
 
     if TYPE_CHECKING:  # on an instance the attribute is the field's state
 
-        @overload
-        def __get__(self, instance: None, owner: type) -> "Self": ...
-        @overload
-        def __get__(self, instance: object, owner: type) -> Any: ...
-        def __get__(self, instance: object | None, owner: type) -> Any: ...
+        def __get__(self, instance: object, owner: type) -> Any:  # noqa: ANN401, D105 - of several kinds
+            ...
 
 
 class Distribution(Field):
@@ -103,8 +97,8 @@ class Row:
 
     Recording is one C call on one list: atomic under the GIL, so rows stay whole with many threads and no lock. A row
     with a value that is not finite or is negative is refused whole, so that its columns keep the same length.
-    ``duration`` (s) and ``size`` (By) name the columns of a transfer: from them follows the distribution of the rates of
-    single transfers (`rate`, By/s; a transfer of no duration has none) and the rates in `reporting`.
+    ``duration`` (s) and ``size`` (By) name the columns of a transfer: from them follow the distribution of the rates of
+    single transfers (`rate`, By/s; a transfer of no duration has none) and the rates of `interval`.
     """
 
     name: str = ""
@@ -131,11 +125,8 @@ class Row:
 
     if TYPE_CHECKING:  # on an instance the attribute is the recorder
 
-        @overload
-        def __get__(self, instance: None, owner: type) -> "Self": ...
-        @overload
-        def __get__(self, instance: object, owner: type) -> Callable[..., None]: ...
-        def __get__(self, instance: object | None, owner: type) -> Any: ...
+        def __get__(self, instance: object, owner: type) -> Callable[..., None]:  # noqa: D105
+            ...
 
 
 class RowBuffer:

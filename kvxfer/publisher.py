@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from multiprocessing import util as multiprocessing_util
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from kvxfer.config import default_endpoint
-from kvxfer.errors import ConfigError
+from kvxfer.errors import ConfigError, PeerError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Outbox
 from kvxfer.reporting import join_kv_transfer_group
 from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.transport import PushSocket, check_endpoint
-from kvxfer.wire import Source, decode_payload, encode_payload
+from kvxfer.wire import Source, decode_payload, decode_source, encode, encode_payload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -133,7 +133,7 @@ class StatsPublisher:
         return self._outbox.is_idle
 
     def close(self, timeout: float | None = None) -> None:
-        """Send what is left and stop; waits at most ``timeout`` seconds (by default ``linger``). Later calls do nothing."""
+        """Send what is left and stop, within ``timeout`` seconds (by default ``linger``). Later calls do nothing."""
         if self._pid != os.getpid() or self._closing:
             return
         self._closing = True
@@ -217,7 +217,7 @@ class StatsPublisher:
                 socket.close(max(0.0, deadline - time.monotonic()))
 
     @contextlib.contextmanager
-    def _never_harming(self) -> "Any":  # noqa: ANN401 - a context manager's iterator
+    def _never_harming(self) -> Iterator[None]:
         """Telemetry that fails is logged once; the host goes on."""
         try:
             yield
@@ -253,10 +253,9 @@ class StatsPublisher:
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     checked = {str(name): str(value) for name, value in labels.items()}
     try:
-        msgspec.convert(Source("id", "", 0, 0.0, checked), Source, from_attributes=True)
-        return msgspec.msgpack.decode(msgspec.msgpack.encode(Source("id", "", 0, 0.0, checked)), type=Source).labels
-    except msgspec.ValidationError as error:
-        message = f"labels of a publisher are at most 16 of at most 200 characters: {error}"
+        return decode_source(encode(Source("id", "", 0, 0.0, checked))).labels
+    except PeerError as error:
+        message = f"a publisher has at most 16 labels of at most 200 characters: {error}"
         raise ConfigError(message) from error
 
 

@@ -38,7 +38,9 @@ def format_line(reduced: Mapping[str, Any], prefix: str = LINE) -> str:
 
 def group_line(group: Group, seconds: float) -> str:
     """The line of a group over an interval: vLLM's keys, then wall throughput, in flight, ranks and labels."""
-    return format_line(group.stats.reduce() | _wall(group.stats, seconds) | {"Num ranks": group.num_ranks} | group.labels)
+    return format_line(
+        group.stats.reduce() | _wall(group.stats, seconds) | {"Num ranks": group.num_ranks} | group.labels
+    )
 
 
 def rank_line(view: SourceView, seconds: float) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 from kvxfer.errors import StatsError
 
@@ -14,8 +14,6 @@ OTHER: Final = "other"
 
 _LARGEST_STEP: Final = 2.0**53
 _BEYOND_INT: Final = 2**63
-
-_Self = TypeVar("_Self")
 
 
 class State(Protocol):
@@ -34,10 +32,10 @@ class State(Protocol):
     def fold(self) -> None:
         """Take in what is pending."""
 
-    def merge(self: _Self, other: _Self) -> None:
+    def merge(self, other: Any) -> None:  # noqa: ANN401 - a state of the same class
         """Add what the other one holds."""
 
-    def take(self: _Self) -> _Self:
+    def take(self) -> "State":
         """Take all that is held and leave nothing."""
 
     def to_value(self) -> Any:  # noqa: ANN401 - plain data of several forms

@@ -147,7 +147,7 @@ class TransferStats(KVConnectorStats):
     def _load(self, payload: Mapping[str, Any]) -> None:
         rest = dict(payload)
         for name, row in self.rows.items():
-            columns = [rest.get(column.name) for column in row.columns]
+            columns: list[Any] = [rest.get(column.name) for column in row.columns]
             if _are_columns(columns):
                 self._buffers[name].extend(columns)
                 covered = (*row.columns, row.rate) if row.rate else row.columns

@@ -35,7 +35,9 @@ def check_endpoint(endpoint: str) -> None:
     if endpoint.startswith(IPC):
         size = len(os.fsencode(endpoint.removeprefix(IPC)))
         if not 0 < size <= MAX_IPC_PATH:
-            message = f"the path of {endpoint} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"
+            message = (
+                f"the path of {endpoint} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"
+            )
             raise EndpointError(message)
     elif not endpoint.startswith(TCP) or not endpoint.rpartition(":")[2]:
         message = f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
@@ -108,7 +110,7 @@ class PullSocket:
             taken = ": another process listens there" if error.errno == errno.EADDRINUSE else f": {error}"
             message = f"cannot bind {endpoint}{taken}; stop it or choose another endpoint"
             raise EndpointError(message) from error
-        self.endpoint: str = self._socket.last_endpoint.decode()
+        self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         """Where it is bound; with the port that a ``:*`` was given."""
         if self._lock is not None:
             Path(endpoint.removeprefix(IPC)).chmod(0o600)

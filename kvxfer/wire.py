@@ -69,7 +69,6 @@ class Goodbye(msgspec.Struct, array_like=True, tag=1, gc=False):
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 
 
-
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
     """Numpy's scalars and arrays, which connectors put in their payloads, as Python's."""
     if hasattr(value, "tolist"):
@@ -100,7 +99,7 @@ def decode(frame: bytes) -> Report | Goodbye:
         message = f"a frame of {len(frame)} bytes, at most {MAX_FRAME_BYTES}"
         raise PeerError(message)
     try:
-        decoded = _decoder.decode(frame)
+        decoded: Report | Goodbye = _decoder.decode(frame)
     except _UNREADABLE as error:
         message = f"a frame of {len(frame)} bytes: {error}"
         raise PeerError(message) from error

@@ -145,7 +145,8 @@ class OffloadingConnectorStats(KVConnectorStats):
     def _counted(self, name: str) -> float:
         state = self.data["data"].get(name)
         counters = state.children.values() if state is not None and self.data["types"][name] == "counter" else ()
-        return sum(counter.to_value() for counter in counters)
+        total: float = sum(counter.to_value() for counter in counters)
+        return total
 
     def num_rejected(self) -> int:
         """Observations that were refused."""

@@ -96,7 +96,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def read_records(path: str | Path) -> Iterator[dict[str, Any]]:
-    """The records of a file; a torn last line is passed over, any other broken one is a `RecordError` with its number."""
+    """The records of a file. A torn last line is passed over; another broken one is a `RecordError` with its number."""
     try:
         lines = Path(path).read_bytes().split(b"\n")
     except OSError as error:

@@ -52,4 +52,4 @@ class BlockWriter:
 
 def checksum(block: Block, hash_id: int) -> int:
     """CRC-32 of the block, started from its hash id: the right bytes under another id do not match either."""
-    return zlib.crc32(block, hash_id & 0xFFFFFFFF)
+    return zlib.crc32(block.data, hash_id & 0xFFFFFFFF)

@@ -109,7 +109,8 @@ def _reserve(file: Path, num_bytes: int) -> None:
 
 def _blocks(segment: SharedMemory, shape: PoolShape) -> Blocks:
     """View a segment as blocks."""
-    return np.ndarray((shape.num_blocks, shape.block_bytes), dtype=np.uint8, buffer=segment.buf)
+    blocks: Blocks = np.ndarray((shape.num_blocks, shape.block_bytes), dtype=np.uint8, buffer=segment.buf)
+    return blocks
 
 
 def _remove(segment: SharedMemory) -> None:
