@@ -55,7 +55,7 @@ class Field:
 
     if TYPE_CHECKING:  # on an instance the attribute is the field's state
 
-        def __get__(self, instance: object, owner: type) -> Any:  # noqa: ANN401, D105 - of several kinds
+        def __get__(self, instance: object, owner: type) -> Any:  # noqa: ANN401 - of several kinds
             ...
 
 
@@ -125,7 +125,7 @@ class Row:
 
     if TYPE_CHECKING:  # on an instance the attribute is the recorder
 
-        def __get__(self, instance: object, owner: type) -> Callable[..., None]:  # noqa: D105
+        def __get__(self, instance: object, owner: type) -> Callable[..., None]:
             ...
 
 

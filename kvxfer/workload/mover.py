@@ -27,8 +27,8 @@ class Puller(Protocol):
     def pull(self, slots: Sequence[int]) -> tuple[float, ...] | None:
         """Move the blocks of these slots into the same slots here.
 
-        Returns the row to record, in the order of the mover's ``fields``; None when they could not be moved, and then the
-        slots hold anything.
+        Returns the row to record, in the order of the mover's ``fields``; None when they could not be moved, and then
+        the slots hold anything.
         """
 
     def close(self) -> None:

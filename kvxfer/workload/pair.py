@@ -82,7 +82,7 @@ def _prefill(config: PairConfig, requests: Connection, decode: Connection) -> No
 def _decode(config: PairConfig, prefill: Connection, parent: Connection) -> None:
     mover: Mover = config.mover
     puller = mover.open_puller(prefill.recv())
-    labels = {"engine": f"decode-{config.rank}", "role": "kv_consumer", "rank": "0"}
+    labels = {"engine": "decode", "role": "kv_consumer", "rank": str(config.rank)}
     with StatsPublisher(config.connector, config.endpoint, labels, linger=_LINGER_SECONDS) as publisher:
         recorded = _pull_all(puller, publisher.stats, Tally(mover.fields, mover.counters), prefill, parent)
     puller.close()

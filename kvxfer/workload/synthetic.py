@@ -19,8 +19,8 @@ LONGEST_CONTEXT = 200
 def synthetic_requests(seed: int, requests_per_second: float = 50.0) -> Iterator[Request]:
     """Yield requests without end, the same for the same seed: conversations that grow by 10 to 30 blocks a turn.
 
-    All conversations share a system prompt of four blocks, a turn repeats the blocks of its conversation so far, and the
-    times between requests are exponential. Memory is bounded: 64 conversations are open at a time.
+    All conversations share a system prompt of four blocks, a turn repeats the blocks of its conversation so far, and
+    the times between requests are exponential. Memory is bounded: 64 conversations are open at a time.
     """
     random = np.random.default_rng(seed)
     conversations: list[tuple[int, ...]] = []
@@ -35,7 +35,7 @@ def synthetic_requests(seed: int, requests_per_second: float = 50.0) -> Iterator
 
 
 def _context(random: np.random.Generator, conversations: list[tuple[int, ...]]) -> tuple[int, ...]:
-    """Give the blocks that the next request repeats, and take their conversation out of the list, which stays bounded."""
+    """Give the blocks that the next request repeats, and take their conversation out of the bounded list."""
     goes_on = bool(conversations) and random.random() >= OPENING_RATIO
     if not goes_on and len(conversations) < OPEN_CONVERSATIONS:
         return SYSTEM_PROMPT

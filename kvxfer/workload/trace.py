@@ -22,8 +22,8 @@ NotNegative = msgspec.Meta(ge=0)
 class Request(msgspec.Struct, frozen=True):
     """One request of a trace; fields that are not named here are ignored.
 
-    ``timestamp`` is in milliseconds since the start of the trace, lengths are in tokens, and ``hash_ids`` has one id per
-    block of 512 prompt tokens: equal ids are equal prefixes.
+    ``timestamp`` is in milliseconds since the start of the trace, lengths are in tokens, and ``hash_ids`` has one id
+    per block of 512 prompt tokens: equal ids are equal prefixes.
     """
 
     timestamp: Annotated[float, NotNegative]

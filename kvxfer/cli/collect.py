@@ -1,0 +1,50 @@
+"""``kvxfer collect``: the collector in the foreground."""
+
+import argparse
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+from kvxfer.cli.settings import read_settings
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.exporters.jsonl import JsonlExporter
+from kvxfer.exporters.log import LogExporter
+
+if TYPE_CHECKING:
+    from kvxfer.cli.commands import SubParsers
+    from kvxfer.exporters import Exporter
+
+logger = logging.getLogger("kvxfer")
+
+
+def add_parser(commands: "SubParsers") -> None:
+    """Declare the command."""
+    parser = commands.add_parser(
+        "collect",
+        help="receive, aggregate, log and export until interrupted",
+        description="Receive reports, log a line per group and interval. Each flag is also KVXFER_<NAME> and a key of "
+        "the file; a flag wins over the environment, that over the file.",
+    )
+    parser.add_argument("--endpoint", metavar="URL", help="ipc://PATH or tcp://HOST:PORT (default: a private ipc path)")
+    parser.add_argument("--interval", metavar="SECONDS", help="what one line covers (default: 10)")
+    parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
+    parser.add_argument("--per-rank", action="store_const", const=True, help="log a line per source too")
+    parser.add_argument("--group-by", metavar="LABELS", help="labels that form a group (default: engine,role)")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Collect until SIGINT or SIGTERM."""
+    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by")
+    settings = read_settings({name: getattr(arguments, name) for name in names}, arguments.config)
+    logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
+    if settings.jsonl is not None:
+        exporters.append(JsonlExporter(settings.jsonl))
+    config = CollectorConfig(endpoint=settings.endpoint, interval_seconds=settings.interval, group_by=settings.group_by)
+    collector = Collector(config, exporters)
+    logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
+    collector.run()
+    return 0

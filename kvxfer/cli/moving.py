@@ -1,0 +1,105 @@
+"""What ``demo`` and ``replay`` share: a collector, a workload, the lines, the comparison at the end."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from kvxfer.cli.commands import positive, positive_int
+from kvxfer.cli.progress import Progress
+from kvxfer.cli.summary import Summary, summarize, table, write
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ConfigError
+from kvxfer.exporters.log import LogExporter
+from kvxfer.units import mib
+from kvxfer.workload.mover import MOVERS, SHORT_NAMES
+from kvxfer.workload.run import DEFAULT_BLOCK_BYTES, Outcome, Workload
+from kvxfer.workload.trace import Transfer
+
+# Reports that workers handed over before they ended are here within milliseconds; a busy machine may need more.
+_ARRIVAL_SECONDS: Final = 10.0
+
+
+def add_arguments(parser: argparse.ArgumentParser, interval: float) -> None:
+    """Declare what both commands take."""
+    names = ", ".join((*SHORT_NAMES, *MOVERS))
+    parser.add_argument("--connector", metavar="NAME", default="shared_memory", help=f"what moves the blocks: {names}")
+    parser.add_argument("--workers", metavar="N", type=positive_int, default=2, help="pairs of processes (default: 2)")
+    parser.add_argument(
+        "--block-bytes",
+        metavar="N",
+        type=positive_int,
+        default=DEFAULT_BLOCK_BYTES,
+        help=f"bytes of a KV block (default: {DEFAULT_BLOCK_BYTES})",
+    )
+    parser.add_argument(
+        "--interval", metavar="SECONDS", type=positive, default=interval, help=f"of the lines (default: {interval:g})"
+    )
+    parser.add_argument("--per-rank", action="store_true", help="print a line per worker too")
+    parser.add_argument("--endpoint", metavar="URL", help="where the collector binds (default: a private ipc path)")
+    parser.add_argument("--summary-json", metavar="FILE", help="write the comparison as JSON")
+
+
+def connector_name(name: str) -> str:
+    """The full name of a connector that can be moved with; raises `ConfigError` for others."""
+    full = SHORT_NAMES.get(name, name)
+    if full not in MOVERS:
+        message = f"--connector {name}: no workload moves blocks with it: use {', '.join(SHORT_NAMES)}"
+        raise ConfigError(message)
+    return full
+
+
+def move(
+    arguments: argparse.Namespace,
+    transfers: Iterable[Transfer],
+    progress: Progress,
+    on_progress: Callable[[int], object],
+    *,
+    speed: float = 1.0,
+    seconds: float | None = None,
+) -> int:
+    """Run the workload beside a collector, print lines and comparison; 0 where recorded equals collected, else 1."""
+    connector = connector_name(arguments.connector)
+    with tempfile.TemporaryDirectory(prefix="kvxfer-") as directory:
+        endpoint = arguments.endpoint or f"ipc://{Path(directory) / 'collector.ipc'}"
+        config = CollectorConfig(endpoint=endpoint, interval_seconds=arguments.interval)
+        exporter = LogExporter(progress.print, per_rank=arguments.per_rank)
+        with Collector(config, [exporter]) as collector:
+            workload = Workload(
+                connector, collector.endpoint, workers=arguments.workers, block_bytes=arguments.block_bytes
+            )
+            with workload:
+                outcome = workload.run(transfers, speed=speed, seconds=seconds, on_progress=on_progress)
+            summary = _when_arrived(connector, arguments.workers, outcome, collector)
+    progress.clear()
+    return _conclude(summary, arguments)
+
+
+def _when_arrived(connector: str, workers: int, outcome: Outcome, collector: Collector) -> Summary:
+    deadline = time.monotonic() + _ARRIVAL_SECONDS
+    while True:
+        summary = summarize(connector, workers, outcome, collector.snapshot())
+        if summary.is_equal or time.monotonic() > deadline:
+            return summary
+        time.sleep(0.05)
+
+
+def _conclude(summary: Summary, arguments: argparse.Namespace) -> int:
+    write(summary, arguments.summary_json)
+    first = next(iter(summary.recorded))
+    transfers = summary.recorded[first]["count"]
+    moved = mib(summary.recorded["bytes_transferred"]["sum"])
+    print(
+        f"\n{summary.requests:,} requests, {transfers:,} transfers, {moved:,.1f} MiB in {summary.seconds:.1f} s;"
+        f" {summary.workers} workers, {summary.connector}, blocks of {arguments.block_bytes:,} bytes"
+    )
+    reports = summary.reports
+    print(
+        f"reports: {reports.received} received, {reports.duplicate} duplicate,"
+        f" {reports.rejected} rejected, {reports.lost} lost\n"
+    )
+    print(table(summary))
+    return 0 if summary.is_equal else 1

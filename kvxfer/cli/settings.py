@@ -1,0 +1,64 @@
+"""Where a setting of ``kvxfer collect`` comes from: flag, else environment, else file, else default."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ConfigError
+
+_DEFAULTS: Final = CollectorConfig()
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of a collector; each is a flag, ``KVXFER_<NAME>`` and a key of the file."""
+
+    endpoint: str | None = None
+    interval: float = _DEFAULTS.interval_seconds
+    jsonl: str | None = None
+    per_rank: bool = False
+    group_by: tuple[str, ...] = _DEFAULTS.group_by
+
+
+def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:
+    """Merge the three; a value that does not fit is a `ConfigError` that names where it stands."""
+    chosen = (_from_file(Path(config)) if config else {}) | _from_environment() | _from_flags(flags)
+    return Settings(**chosen)
+
+
+def _from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in flags.items() if value is not None}
+    return {name: _converted(name, value, f"--{name.replace('_', '-')}") for name, value in given.items()}
+
+
+def _from_environment() -> dict[str, Any]:
+    names = {name: f"KVXFER_{name.upper()}" for name in Settings.__struct_fields__}
+    found = {name: os.environ[variable] for name, variable in names.items() if variable in os.environ}
+    return {name: _converted(name, value, names[name]) for name, value in found.items()}
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        content = msgspec.toml.decode(path.read_bytes())
+    except (OSError, ImportError, ValueError) as error:
+        message = f"{path}: {error}: name a readable TOML file"
+        raise ConfigError(message) from error
+    unknown = sorted(set(content) - set(Settings.__struct_fields__))
+    if unknown:
+        message = f"{path}: no setting is called {unknown[0]!r}: use {', '.join(Settings.__struct_fields__)}"
+        raise ConfigError(message)
+    return {name: _converted(name, value, f"{path}: {name}") for name, value in content.items()}
+
+
+def _converted(name: str, value: Any, where: str) -> Any:  # noqa: ANN401 - any setting
+    if name == "group_by" and isinstance(value, str):
+        value = [label for label in value.split(",") if label]
+    try:
+        settings = msgspec.convert({name: value}, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        message = f"{where}: {error}, got {value!r}"
+        raise ConfigError(message) from error
+    return getattr(settings, name)
