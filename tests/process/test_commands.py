@@ -1,0 +1,181 @@
+"""The commands as a person runs them: real processes, real transfers, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvxfer.exporters.jsonl import read_records
+from kvxfer.publisher import StatsPublisher
+
+TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "conversation_trace.jsonl"
+KVXFER = [sys.executable, "-m", "kvxfer"]
+BLOCK_BYTES = 32 * 1024
+
+
+def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*KVXFER, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def count_by_hand(path: Path) -> tuple[int, int, int]:
+    """Requests, transfers and blocks that a trace implies."""
+    seen: set[int] = set()
+    requests = transfers = 0
+    for line in path.read_text().splitlines():
+        new = set(json.loads(line)["hash_ids"]) - seen
+        seen |= new
+        requests += 1
+        transfers += bool(new)
+    return requests, transfers, len(seen)
+
+
+def check_summary(file: Path, connector: str) -> dict[str, Any]:
+    summary: dict[str, Any] = json.loads(file.read_text())
+    assert summary["connector"] == connector
+    assert summary["recorded"] == summary["collected"]
+    assert summary["reports"]["received"] > 0
+    assert (summary["reports"]["rejected"], summary["reports"]["lost"]) == (0, 0)
+    return summary
+
+
+def test_demo_moves_bytes_prints_the_line_and_collects_all_that_was_recorded(tmp_path: Path) -> None:
+    done = run("demo", "--seconds", "3", "--interval", "1", "--summary-json", tmp_path / "s.json")
+    assert done.returncode == 0, done.stderr
+    assert "KV Transfer metrics: Num successful transfers=" in done.stdout
+    assert "DIFFERENT" not in done.stdout
+    summary = check_summary(tmp_path / "s.json", "SharedMemoryConnector")
+    assert summary["recorded"]["transfer_duration"]["count"] == summary["reduced"]["Num successful transfers"] > 0
+    assert summary["workers"] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "connector"),
+    [
+        ("shared_memory", "SharedMemoryConnector"),
+        pytest.param("NixlConnector", "NixlConnector", marks=pytest.mark.extra),
+    ],
+)
+def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connector: str) -> None:
+    if not TRACE.exists():
+        pytest.skip("the Mooncake trace is not beside this checkout")
+    options = ("--speed", "600", "--workers", "4", "--connector", name, "--summary-json", tmp_path / "s.json")
+    done = run("replay", TRACE, *options)
+    assert done.returncode == 0, done.stderr
+    requests, transfers, blocks = count_by_hand(TRACE)
+    summary = check_summary(tmp_path / "s.json", connector)
+    assert summary["requests"] == requests
+    assert summary["collected"]["bytes_transferred"] == {"count": transfers, "sum": blocks * BLOCK_BYTES}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("demo", "--workers", "0"), "expected a whole number above 0, got 0"),
+        (("demo", "--seconds", "x"), "argument --seconds: invalid positive value: 'x'"),
+        (("demo", "--connector", "telepathy"), "--connector telepathy: no workload moves blocks with it"),
+        (("demo", "--block-bytes", "12"), "set block_bytes to a multiple of 8"),
+        (("demo", "--endpoint", "udp://1"), "expected ipc://PATH or tcp://HOST:PORT, got 'udp://1'"),
+        (("replay", "/nowhere.jsonl"), "/nowhere.jsonl: No such file or directory"),
+        (("collect", "--interval", "x"), "--interval: Expected `float`, got `str` - at `$.interval`, got 'x'"),
+        (("collect", "--interval", "0"), "interval_seconds must lie between 0.01 and 86400, got 0.0"),
+        (("collect", "--endpoint", "ipc://" + "x" * 108), "has 108 bytes, a socket's may have 1 to 107"),
+        (("collect", "--config", "/nowhere.toml"), "/nowhere.toml: "),
+        (("collect", "--jsonl", "/nowhere/x.jsonl"), "/nowhere/x.jsonl: No such file or directory"),
+        (("fly",), "invalid choice: 'fly'"),
+    ],
+)
+def test_what_is_given_wrong_is_said_in_a_line_and_exits_with_2(arguments: tuple[str, ...], said: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_trace_line_is_named_before_anything_moves(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [1]}\nnonsense\n')
+    done = run("replay", trace)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{trace}:2: " in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_collect_finishes_its_interval_on_a_signal_and_exits_with_0(
+    ipc_endpoint: str, tmp_path: Path, number: signal.Signals
+) -> None:
+    records = tmp_path / "intervals.jsonl"
+    options = ["--endpoint", ipc_endpoint, "--interval", "60", "--jsonl", str(records), "--per-rank"]
+    with subprocess.Popen([*KVXFER, "collect", *options], stdout=subprocess.PIPE, text=True) as collector:
+        assert collector.stdout is not None
+        assert f"collecting at {ipc_endpoint}, a line every 60 s" in collector.stdout.readline()
+        with StatsPublisher("NixlConnector", ipc_endpoint, {"engine": "e0", "rank": "1"}) as publisher:
+            publisher.stats.record_transfer(0.001, 0.0001, 1 << 20, 4)
+        collector.send_signal(number)
+        out, _ = collector.communicate(timeout=30)
+    assert collector.returncode == 0
+    assert "KV Transfer metrics: Num successful transfers=1, Avg xfer time (ms)=1.0" in out
+    assert "KV Transfer metrics of one rank: Num successful transfers=1" in out
+    (record,) = read_records(records)
+    assert record["groups"][0]["fields"]["bytes_transferred"]["sum"] == 1 << 20
+
+
+def test_a_second_collector_on_a_live_path_is_refused_and_the_first_goes_on(ipc_endpoint: str) -> None:
+    command = [*KVXFER, "collect", "--endpoint", ipc_endpoint, "--interval", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collector:
+        assert collector.stdout is not None
+        collector.stdout.readline()
+        second = run("collect", "--endpoint", ipc_endpoint)
+        assert second.returncode == 2
+        assert "cannot bind" in second.stderr
+        with StatsPublisher("NixlConnector", ipc_endpoint) as publisher:
+            publisher.stats.record_failed_transfer()
+        collector.terminate()
+        out, _ = collector.communicate(timeout=30)
+    assert "Num failed transfers=1" in out
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(ipc_endpoint: str, tmp_path: Path) -> None:
+    file = tmp_path / "kvxfer.toml"
+    file.write_text(f'endpoint = "{ipc_endpoint}"\ninterval = 1\ngroup_by = ["rank"]\n')
+    environment = {**os.environ, "KVXFER_INTERVAL": "2", "KVXFER_GROUP_BY": "host"}
+    command = [*KVXFER, "collect", "--config", str(file), "--interval", "3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as collector:
+        assert collector.stdout is not None
+        assert f"collecting at {ipc_endpoint}, a line every 3 s" in collector.stdout.readline()
+        collector.terminate()
+        collector.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("interval = 'x'", "interval: Expected `float`"),
+        ("speed = 1", "no setting is called 'speed'"),
+        ("=", "TOML file"),
+    ],
+)
+def test_a_file_with_a_setting_that_does_not_fit_is_named(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "kvxfer.toml"
+    file.write_text(content)
+    done = run("collect", "--config", file)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert str(file) in done.stderr
+
+
+def test_an_environment_variable_that_does_not_fit_is_named() -> None:
+    done = run("collect", KVXFER_INTERVAL="soon")
+    assert done.returncode == 2
+    assert "KVXFER_INTERVAL: Expected `float`" in done.stderr
