@@ -8,10 +8,11 @@ from kvxfer.config import CollectorConfig, KVTransferConfig, default_endpoint
 from kvxfer.connectors.base import Connector
 from kvxfer.errors import KVXferError
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.fields import Counter, Distribution, Gauge, Row
+from kvxfer.fields import Counter, Distribution, Gauge
 from kvxfer.interval import Group, Interval, Pipeline, Rates, SourceView
 from kvxfer.publisher import StatsPublisher
 from kvxfer.reporting import KVConnectorLogging, has_kv_transfer_group
+from kvxfer.rows import Row
 from kvxfer.stats import KVConnectorStats, TransferStats
 
 __all__ = [

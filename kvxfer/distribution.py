@@ -5,7 +5,7 @@ Only state, merging and reading live here: no I/O, no clock. The declaration of 
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from struct import error as StructError  # noqa: N812 - it is a class, whatever its name says
 from struct import pack
 from typing import Any, Final
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvxfer.errors import StatsError
-from kvxfer.histogram import Histogram
+from kvxfer.histogram import Histogram, histograms_of_rows
 from kvxfer.packing import pack_exact, pack_histogram, unpack
 
 EXACT_LIMIT: Final = 4096
@@ -39,16 +39,18 @@ class DistributionState:
     bits. A quantile of the exact state is numpy's (linear), one of the histogram is within 1.1 % of it.
     """
 
-    __slots__ = ("_exact", "_histogram", "_pending", "observe", "rejected", "whole")
+    __slots__ = ("_exact", "_histogram", "observe", "pending", "rejected", "settle", "whole")
 
     def __init__(self, *, whole: bool = False) -> None:
         """Make an empty one; ``whole``: its values are whole numbers, so sums and values read as int."""
-        self._pending: list[float] = []
-        self.observe = self._pending.append
+        self.pending: list[float] = []
+        self.observe = self.pending.append
         self._exact = bytearray()
         self._histogram: Histogram | None = None
         self.rejected = 0
         self.whole = whole
+        self.settle: Callable[[], None] = self.fold
+        """What reading does first: fold this field, or, where it is part of stats, all of them under their lock."""
 
     def __repr__(self) -> str:
         """Give count, sum and state."""
@@ -59,8 +61,8 @@ class DistributionState:
         """Tell whether both hold the same observations, in any order."""
         if not isinstance(other, DistributionState):
             return NotImplemented
-        self.fold()
-        other.fold()
+        self.settle()
+        other.settle()
         same_values = np.array_equal(np.sort(self._array()), np.sort(other._array()))
         return same_values and self._histogram == other._histogram and self.rejected == other.rejected
 
@@ -70,7 +72,7 @@ class DistributionState:
 
     def fold(self) -> None:
         """Take in what `observe` has left, in pieces."""
-        pending = self._pending
+        pending = self.pending
         while piece := pending[:PIECE]:
             del pending[: len(piece)]
             self.extend(piece)
@@ -89,11 +91,18 @@ class DistributionState:
         elif values.size:
             self._as_histogram().add(values)
 
+    def add_histogram(self, histogram: Histogram) -> None:
+        """Add a histogram, which is this state's from here on."""
+        if self._histogram is None and not self._exact:
+            self._histogram = histogram
+        else:
+            self._as_histogram().merge(histogram)
+
     def merge(self, other: "DistributionState") -> None:
         """Add what the other one holds; it is left as it was."""
-        other.fold()
-        if other.count:
-            self.whole = other.whole and (self.whole or not self.count)
+        other.settle()
+        if other._held():
+            self.whole = other.whole and (self.whole or not self._held())
         self.rejected += other.rejected
         if other._histogram is not None:
             self._as_histogram().merge(other._histogram)
@@ -124,7 +133,7 @@ class DistributionState:
 
     def forget_pending(self) -> None:
         """Drop what `observe` has left."""
-        self._pending.clear()
+        self.pending.clear()
 
     # --- reading
 
@@ -139,18 +148,21 @@ class DistributionState:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was observed, not even a refused value."""
-        return not (self._pending or self._exact or self._histogram or self.rejected)
+        return not (self.pending or self._exact or self._histogram or self.rejected)
 
     @property
     def count(self) -> int:
         """The number of values."""
-        self.fold()
+        self.settle()
+        return self._held()
+
+    def _held(self) -> int:
         return len(self._exact) // _FLOAT if self._histogram is None else self._histogram.count
 
     @property
     def sum(self) -> float:
         """The sum of the values, 0 for none; correctly rounded (so in any order the same) while exact."""
-        self.fold()
+        self.settle()
         total = _exact_sum(self._array()) if self._histogram is None else self._histogram.sum
         return int(total) if self.whole and total < _BEYOND_INT else total
 
@@ -182,7 +194,7 @@ class DistributionState:
 
     def histogram(self) -> Histogram:
         """A histogram of the observations, for who needs buckets; not to be changed."""
-        self.fold()
+        self.settle()
         if self._histogram is not None:
             return self._histogram
         histogram = Histogram()
@@ -194,7 +206,7 @@ class DistributionState:
 
     def to_value(self) -> list[float] | bytes:
         """Everything held, without loss: the values while exact (vLLM's form), packed bytes beyond."""
-        self.fold()
+        self.settle()
         if self._histogram is not None:
             return pack_histogram(self._histogram, whole=self.whole)
         values: list[float] = self._array().tolist()
@@ -238,11 +250,30 @@ def _exact_sum(values: NDArray[np.float64]) -> float:
         return sys.float_info.max
 
 
-def to_array(values: Sequence[Any]) -> tuple[NDArray[np.float64], int]:
+def pack_all(states: Mapping[str, DistributionState]) -> dict[str, bytes]:
+    """`DistributionState.to_packed` of each; those of the columns of one row are folded together."""
+    crowded = {name: state for name, state in states.items() if state.is_exact and state.count > PACK_ABOVE}
+    if len({state.count for state in crowded.values()}) != 1:
+        return {name: state.to_packed() for name, state in states.items()}
+    table = np.frombuffer(b"".join(state._exact for state in crowded.values()), np.float64)
+    folded = dict(zip(crowded, histograms_of_rows(table.reshape(len(crowded), -1)), strict=True))
+    return {
+        name: pack_histogram(folded[name], whole=state.whole) if name in folded else state.to_packed()
+        for name, state in states.items()
+    }
+
+
+def to_array(values: Sequence[Any], *, whole: bool = False) -> tuple[NDArray[np.float64], int]:
     """The numbers among ``values`` as float64, and how many were none.
 
-    `struct.pack` reads a list three times as fast as numpy does, and refuses what is not a number.
+    `struct.pack` reads a list three times as fast as numpy does, and refuses what is not a number; ints that it may
+    read as ints (``whole``) five times as fast.
     """
+    try:
+        if whole:
+            return np.frombuffer(pack(f"{len(values)}q", *values), np.int64).astype(np.float64), 0
+    except _NO_NUMBER:
+        pass
     try:
         return np.frombuffer(pack(f"{len(values)}d", *values), np.float64), 0
     except _NO_NUMBER:

@@ -46,19 +46,19 @@ def pack_exact(values: bytes | bytearray, *, whole: bool) -> bytes:
 def pack_histogram(histogram: Histogram, *, whole: bool) -> bytes:
     """Pack a histogram, dense or sparse, whichever is smaller."""
     counts = histogram.counts
-    occupied = np.flatnonzero(counts)
-    gaps = np.diff(occupied, prepend=occupied[:1])
-    gap_size = _size_of(gaps)
     count_size = _size_of(counts)
-    sparse = occupied.size * (gap_size + count_size) < counts.size * count_size
-    if sparse:
-        body = gaps.astype(_UNSIGNED[gap_size]).tobytes() + counts[occupied].astype(_UNSIGNED[count_size]).tobytes()
+    # Gaps of one byte at least: where even that does not pay, the gaps need not be known.
+    if np.count_nonzero(counts) * (1 + count_size) < counts.size * count_size:
+        occupied = np.flatnonzero(counts)
+        gaps = np.diff(occupied, prepend=occupied[:1])
+        gap_size, counts = _size_of(gaps), counts[occupied]
+        body = gaps.astype(_UNSIGNED[gap_size]).tobytes()
     else:
-        body = counts.astype(_UNSIGNED[count_size]).tobytes()
+        gap_size, body = 0, b""
     return (
         _HEADER.pack(
             HISTOGRAM | WHOLE * whole,
-            count_size | gap_size * sparse << 4,
+            count_size | gap_size << 4,
             histogram.zeros,
             histogram.sum,
             histogram.min,
@@ -66,12 +66,13 @@ def pack_histogram(histogram: Histogram, *, whole: bool) -> bytes:
             histogram.offset,
         )
         + body
+        + counts.astype(_UNSIGNED[count_size]).tobytes()
     )
 
 
 def _size_of(numbers: NDArray[np.int64]) -> int:
-    largest = int(numbers.max()) if numbers.size else 0
-    return next(size for size in _UNSIGNED if largest < 1 << (8 * size))
+    bits = int(numbers.max()).bit_length() if numbers.size else 0
+    return 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8  # noqa: PLR2004 - bits of the sizes
 
 
 def unpack(packed: bytes) -> tuple[NDArray[np.float64] | Histogram, bool]:

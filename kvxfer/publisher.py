@@ -176,7 +176,7 @@ class StatsPublisher:
 
     def _flush(self) -> None:
         """Move what was recorded into the outbox and close the open interval, if there is room."""
-        drained = self._stats.drain() if isinstance(self._stats, TransferStats) else None
+        drained = self._stats.drain(for_report=True) if isinstance(self._stats, TransferStats) else None
         now = time.time()
         with self._lock:
             if drained is not None and not drained.is_empty():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from kvxfer.errors import StatsError
 
@@ -29,6 +29,9 @@ class State(Protocol):
     def is_empty(self) -> bool:
         """Whether nothing was observed, not even a refused value."""
 
+    settle: Callable[[], None]
+    """What reading does first: `fold`, or, where the state is part of stats, theirs under their lock."""
+
     def fold(self) -> None:
         """Take in what is pending."""
 
@@ -51,15 +54,17 @@ class State(Protocol):
 class CounterState:
     """A sum of what was added: whole while all of it was. ``add(n)`` takes finite numbers from 0 up."""
 
-    __slots__ = ("_pending", "add", "rejected", "value")
+    __slots__ = ("_value", "add", "pending", "rejected", "settle")
 
     def __init__(self) -> None:
         """Make a counter at 0."""
         # One C call on one list is atomic under the GIL: no addition of another thread is lost.
-        self._pending: list[float] = []
-        self.add = self._pending.append
-        self.value: float = 0
+        self.pending: list[float] = []
+        self.add = self.pending.append
+        self._value: float = 0
         self.rejected = 0
+        self.settle: Callable[[], None] = self.fold
+        """What reading does first, as of `DistributionState`."""
 
     def __repr__(self) -> str:
         """Give the value."""
@@ -69,61 +74,65 @@ class CounterState:
         """Tell whether both have counted the same."""
         if not isinstance(other, CounterState):
             return NotImplemented
-        self.fold()
-        other.fold()
         return (self.value, self.rejected) == (other.value, other.rejected)
 
     __hash__ = None  # type: ignore[assignment]
 
     def fold(self) -> None:
         """Sum up what is pending, in the order in which it came."""
-        while piece := self._pending[:]:
-            del self._pending[: len(piece)]
+        while piece := self.pending[:]:
+            del self.pending[: len(piece)]
             for number in piece:
                 self._add(number)
+
+    def count(self, number: int) -> None:
+        """Add at once, for who holds the lock."""
+        self._value += number
 
     def _add(self, value: float) -> None:
         number = as_number(value)
         # Beyond 2**53 a float counts no longer by one: nothing real is that large in one step.
         if number is not None and 0 <= number <= _LARGEST_STEP:
-            self.value += number
+            self._value += number
         else:
             self.rejected += 1
 
     @property
     def is_empty(self) -> bool:
         """Whether it stands at 0 and refused nothing."""
-        self.fold()
-        return not (self.value or self.rejected)
+        return not (self.pending or self._value or self.rejected)
 
     def merge(self, other: "CounterState") -> None:
         """Add the other one's count."""
-        self.fold()
-        other.fold()
-        self.value += other.value
+        self._value += other.value
         self.rejected += other.rejected
 
     def take(self) -> "CounterState":
         """Take the count and start again from 0."""
         self.fold()
         taken = CounterState()
-        taken.value, self.value = self.value, 0
+        taken._value, self._value = self._value, 0
         taken.rejected = self.take_rejected()
         return taken
 
     def forget_pending(self) -> None:
         """Drop what `add` has left."""
-        self._pending.clear()
+        self.pending.clear()
 
     def take_rejected(self) -> int:
         """Take the number of additions refused."""
         rejected, self.rejected = self.rejected, 0
         return rejected
 
-    def to_value(self) -> float:
+    @property
+    def value(self) -> float:
         """The count; a float where no reader's int holds it."""
-        self.fold()
-        return self.value if self.value < _BEYOND_INT else float(self.value)
+        self.settle()
+        return self._value if self._value < _BEYOND_INT else float(self._value)
+
+    def to_value(self) -> float:
+        """The count."""
+        return self.value
 
     to_packed = to_value
 
@@ -144,7 +153,8 @@ _MERGES: Final[dict[str, Callable[[float, float], float]]] = {
 class GaugeState:
     """A level that was read; ``merge`` says how two become one: last, max, min or sum."""
 
-    __slots__ = ("_choose", "merge_rule", "rejected", "value")
+    __slots__ = ("_choose", "merge_rule", "rejected", "settle", "value")
+    pending: ClassVar[tuple[float, ...]] = ()
 
     def __init__(self, merge_rule: str = "last") -> None:
         """Make a gauge that was not read yet."""
@@ -155,6 +165,7 @@ class GaugeState:
         self._choose = _MERGES[merge_rule]
         self.value: float | None = None
         self.rejected = 0
+        self.settle: Callable[[], None] = self.fold
 
     def __repr__(self) -> str:
         """Give the value and the rule."""
@@ -220,13 +231,23 @@ class GaugeState:
 class LabelledState:
     """One state per label set; at most `MAX_LABEL_SETS`, the overflow is counted under ``other``."""
 
-    __slots__ = ("children", "make", "num_labels")
+    __slots__ = ("_settle", "children", "make", "num_labels")
 
     def __init__(self, make: Callable[[], Any], num_labels: int) -> None:
         """Make none yet; ``make`` gives the state of a new label set, of ``num_labels`` values."""
         self.make = make
         self.num_labels = num_labels
         self.children: dict[tuple[str, ...], Any] = {}
+        self._settle: Callable[[], None] | None = None
+
+    @property
+    def settle(self) -> Callable[[], None]:
+        """What reading any label set does first."""
+        return self._settle or self.fold
+
+    @settle.setter
+    def settle(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
 
     def __repr__(self) -> str:
         """Give the states."""
@@ -251,7 +272,10 @@ class LabelledState:
             raise StatsError(message)
         if len(self.children) >= MAX_LABEL_SETS:
             values = (OTHER,) * self.num_labels
-        return self.children.setdefault(values, self.make())
+        child = self.children.setdefault(values, self.make())
+        if self._settle is not None:
+            child.settle = self._settle
+        return child
 
     def forget_pending(self) -> None:
         """Drop what is pending in every label set."""

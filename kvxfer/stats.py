@@ -4,14 +4,15 @@ What one interval of one connector holds, how it merges and reads; no I/O, no cl
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
 
-from kvxfer.distribution import DistributionState
+from kvxfer.distribution import DistributionState, pack_all
 from kvxfer.errors import StatsError
-from kvxfer.fields import Counter, Field, Row, RowBuffer
+from kvxfer.fields import Counter, Field
+from kvxfer.rows import Row, RowBuffer
 from kvxfer.states import CounterState, LabelledState, State
 
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -114,16 +115,38 @@ class TransferStats(KVConnectorStats):
 
     def __init__(self, data: Mapping[str, Any] | None = None) -> None:
         """Make an empty one, or one of a payload: vLLM's (lists), packed, or both mixed."""
-        self._rejected = CounterState()
-        self.data = {name: declared.new_state() for name, declared in self.fields.items()}
-        self._buffers = {name: RowBuffer(row, self.data) for name, row in self.rows.items()}
-        self.data["rejected_observations"] = self._rejected
-        # Only those who fold take it; recording does not.
-        self._lock = threading.Lock()
-        vars(self).update(self.data)
-        vars(self).update({name: buffer.record for name, buffer in self._buffers.items()})
+        # States and buffers are made when they are first asked for: most objects are parts that only travel.
+        self.data = {}
+        self._buffers: dict[str, RowBuffer] = {}
+        # Lists of what waits to be folded; a labelled field stands for those of its label sets.
+        self._waiting: list[Any] = []
+        # Only those who fold take it; recording does not. Reading a field within folds once more, hence reentrant.
+        self._lock = threading.RLock()
         if data:
             self._load(data)
+
+    def state(self, name: str) -> Any:  # noqa: ANN401 - the declaration says which
+        """The state of a field."""
+        declared = self.fields.get(name, TransferStats.rejected_observations)
+        return self._join(name, declared.new_state())
+
+    def _join(self, name: str, new: State) -> State:
+        # One of several threads that ask at once wins; all get its state.
+        state: State = self.data.setdefault(name, new)
+        if state is new:
+            state.settle = self.fold
+            self._waiting.append(getattr(state, "pending", state))
+            vars(self)[name] = state
+        return state
+
+    def recorder(self, name: str) -> Callable[..., None]:
+        """The recorder of a row."""
+        new = RowBuffer(self.rows[name], lambda field: self.data.get(field) or self.state(field))
+        buffer = self._buffers.setdefault(name, new)
+        if buffer is new:
+            self._waiting.append(buffer.pending)
+            vars(self)[name] = buffer.record
+        return buffer.record
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the payload: the buffers and the lock are made anew."""
@@ -149,6 +172,7 @@ class TransferStats(KVConnectorStats):
         for name, row in self.rows.items():
             columns: list[Any] = [rest.get(column.name) for column in row.columns]
             if _are_columns(columns):
+                self.recorder(name)
                 self._buffers[name].extend(columns)
                 covered = (*row.columns, row.rate) if row.rate else row.columns
                 rest = {key: value for key, value in rest.items() if key not in {column.name for column in covered}}
@@ -157,53 +181,61 @@ class TransferStats(KVConnectorStats):
         self._hoist_rejected()
 
     def _load_field(self, name: str, value: object) -> None:
-        if name not in self.data and not self._carry(name, value):
-            self._rejected.add(1)
+        state = self.data.get(name) or self._new_state(name, value)
+        if state is None:
+            self.rejected_observations.count(1)
             return
         try:
-            self.data[name].load(value)
+            state.load(value)
         except StatsError as error:
             message = f"{error} - at `{type(self).__name__}.{name}`"
             raise StatsError(message) from error
 
-    def _carry(self, name: str, value: object) -> bool:
-        """Make room for a field that only a newer worker knows, so that it is not lost on the way."""
-        room = len(self.data) - len(self.fields) <= MAX_CARRIED
+    def _new_state(self, name: str, value: object) -> Any:  # noqa: ANN401 - the declaration or the value says which
+        """The state of a declared field, or of one that only a newer worker knows and that is carried on."""
+        if name in self.fields or name == "rejected_observations":
+            return self.state(name)
+        room = sum(1 for field in self.data if field not in self.fields) < MAX_CARRIED
         if room and isinstance(value, bytes | list):
-            self.data[name] = DistributionState()
-        elif room and isinstance(value, int | float):
-            self.data[name] = CounterState()
-        return name in self.data
+            return self._join(name, DistributionState())
+        return self._join(name, CounterState()) if room and isinstance(value, int | float) else None
 
     # --- merging
 
     def fold(self) -> None:
-        """Take what was recorded into the states; done by whoever reads."""
-        with self._lock:
-            self._fold()
+        """Take what was recorded into the states; done by whoever reads, so it costs little where nothing waits."""
+        if any(self._waiting):
+            with self._lock:
+                self._fold()
 
-    def _fold(self) -> None:
-        for part in (*self._buffers.values(), *self.data.values()):
-            part.fold()
+    def _fold(self, *, for_report: bool = False) -> None:
+        for buffer in list(self._buffers.values()):
+            buffer.fold(for_report=for_report)
+        for state in list(self.data.values()):
+            state.fold()
         self._hoist_rejected()
 
     def _hoist_rejected(self) -> None:
-        for part in (*self._buffers.values(), *self.data.values()):
-            refused = part.take_rejected()
-            if refused:
-                self._rejected.value += refused
+        parts = (*self._buffers.values(), *self.data.values())
+        refused = sum(part.take_rejected() for part in parts)
+        if refused:
+            self.rejected_observations.count(refused)
 
     def reset(self) -> None:
         """Forget everything observed."""
         self.drain()
 
-    def drain(self) -> "TransferStats":
-        """Take all observations into a new object and leave this one empty, in one step."""
-        with self._lock:
-            self._fold()
-            parts = {name: state.take() for name, state in self.data.items() if not state.is_empty}
+    def drain(self, *, for_report: bool = False) -> "TransferStats":
+        """Take all observations into a new object and leave this one empty, in one step.
+
+        ``for_report``: what a report would carry as a histogram becomes one at once, which is cheaper.
+        """
         taken = type(self)()
-        taken._merge(parts)
+        with self._lock:
+            self._fold(for_report=for_report)
+            parts = [(name, state.take()) for name, state in self.data.items() if not state.is_empty]
+        for name, part in parts:
+            taken._join(name, part)
         return taken
 
     clone_and_reset = drain  # vLLM's name for it
@@ -221,13 +253,11 @@ class TransferStats(KVConnectorStats):
 
     def _merge(self, parts: Mapping[str, State]) -> None:
         for name, part in parts.items():
-            mine = self.data.get(name)
-            if mine is None:
-                self._load_field(name, part.to_value())
-            elif type(mine) is type(part):
+            mine = self.data.get(name) or self._new_state(name, part.to_value() if name not in self.fields else None)
+            if type(mine) is type(part):
                 mine.merge(part)
-            else:  # an undeclared field that two workers do not mean the same by
-                self._rejected.value += 1
+            else:  # an undeclared field that two workers do not mean the same by, or one too many
+                self.rejected_observations.count(1)
 
     def is_empty(self) -> bool:
         """Whether nothing was observed, not even a refused value."""
@@ -235,7 +265,7 @@ class TransferStats(KVConnectorStats):
 
     def _held(self) -> list[tuple[str, State]]:
         self.fold()
-        return [(name, state) for name, state in self.data.items() if not state.is_empty]
+        return [(name, state) for name, state in list(self.data.items()) if not state.is_empty]
 
     # --- reading
 
@@ -245,14 +275,17 @@ class TransferStats(KVConnectorStats):
 
     def to_packed(self) -> dict[str, Any]:
         """The payload of a report: see `packing`."""
-        return {name: state.to_packed() for name, state in self._held()}
+        held = dict(self._held())
+        distributions = {name: state for name, state in held.items() if isinstance(state, DistributionState)}
+        packed: dict[str, Any] = pack_all(distributions)
+        return {name: packed[name] if name in packed else state.to_packed() for name, state in held.items()}
 
     def reduce(self) -> dict[str, Any]:
         """Count, mean and quantiles of each distribution, each counter and gauge; a connector may give its own keys."""
         self.fold()
         reduced: dict[str, Any] = {}
         for name, declared in self.fields.items():
-            reduced |= _reduce_field(declared.full_name, self.data[name])
+            reduced |= _reduce_field(declared.full_name, self.data.get(name) or self.state(name))
         return reduced
 
     def copy(self) -> "TransferStats":
@@ -268,16 +301,14 @@ class TransferStats(KVConnectorStats):
         transfers = [(row.size, row.duration) for row in self.rows.values() if row.size and row.duration]
         if not transfers:
             return None
-        self.fold()
         return Moved(
-            sum(self.data[size.name].sum for size, _ in transfers),
-            sum(self.data[duration.name].sum for _, duration in transfers),
+            sum(getattr(self, size.name).sum for size, _ in transfers),
+            sum(getattr(self, duration.name).sum for _, duration in transfers),
         )
 
     def num_rejected(self) -> int:
         """Observations that were refused."""
-        self.fold()
-        return int(self._rejected.value)
+        return int(self.rejected_observations.value)
 
     def num_values(self) -> int:
         """The values that the fullest distribution holds one by one."""
@@ -292,7 +323,7 @@ class TransferStats(KVConnectorStats):
 
         The lock is made anew too, since a thread that is not there any more may hold it.
         """
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         for part in (*self._buffers.values(), *self.data.values()):
             part.forget_pending()
         self.reset()

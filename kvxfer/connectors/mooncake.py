@@ -3,7 +3,8 @@
 from typing import Any
 
 from kvxfer.connectors.base import Connector, mebibytes, milliseconds
-from kvxfer.fields import Counter, Distribution, Row
+from kvxfer.fields import Counter, Distribution
+from kvxfer.rows import Row
 from kvxfer.stats import TransferStats
 
 
@@ -38,7 +39,6 @@ class MooncakeConnectorStats(TransferStats):
 
     def reduce(self) -> dict[str, Any]:
         """vLLM's keys."""
-        self.fold()
         return {
             "Num successful transfers": self.transfer_duration.count,
             **milliseconds("xfer", self.transfer_duration),

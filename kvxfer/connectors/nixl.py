@@ -3,7 +3,8 @@
 from typing import Any
 
 from kvxfer.connectors.base import Connector, mebibytes, milliseconds
-from kvxfer.fields import Counter, Distribution, Row
+from kvxfer.fields import Counter, Distribution
+from kvxfer.rows import Row
 from kvxfer.stats import TransferStats
 
 
@@ -50,7 +51,6 @@ class NixlConnectorStats(TransferStats):
 
     def reduce(self) -> dict[str, Any]:
         """vLLM's keys; "Num failed transfers" sums failed transfers, notifications and handshakes, as there."""
-        self.fold()
         failures = (self.num_failed_transfers, self.num_failed_notifications, self.num_failed_handshakes)
         return {
             "Num successful transfers": self.transfer_duration.count,

@@ -1,0 +1,160 @@
+"""Rows: distributions that are recorded together in one C call, and how they are folded into the columns' states."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvxfer.distribution import PACK_ABOVE, DistributionState, all_plausible, is_plausible, to_array
+from kvxfer.errors import StatsError
+from kvxfer.fields import Distribution
+from kvxfer.histogram import histograms_of_rows
+
+PIECE_ROWS = 4096
+"""Rows are folded in pieces of this many: one piece holds the GIL for about a millisecond."""
+
+
+class Row:
+    """Distributions that are recorded together, one value each: ``stats.record_fetch(0.0031, 65536)``.
+
+    Recording is one C call on one list: atomic under the GIL, so rows stay whole with many threads and no lock. A row
+    with a value that is not finite or is negative is refused whole, so that its columns keep the same length.
+    ``duration`` (s) and ``size`` (By) name the columns of a transfer: from them follow the distribution of the rates of
+    single transfers (`rate`, By/s; a transfer of no duration has none) and the rates of `interval`.
+    """
+
+    name: str = ""
+
+    def __init__(
+        self, *columns: Distribution, duration: Distribution | None = None, size: Distribution | None = None
+    ) -> None:
+        """Declare the row; raises `StatsError` for no column, a labelled one, or a duration or size that is none."""
+        outside = [field for field in (duration, size) if field is not None and field not in columns]
+        if not columns or outside or any(column.labels for column in columns):
+            message = f"a row takes unlabelled distributions, its duration and size among them, got {columns!r}"
+            raise StatsError(message)
+        self.columns = columns
+        self.duration = duration
+        self.size = size
+        self.rate: Distribution | None = None
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Take the attribute's name, and name the rates after it: ``record_fetch`` gives ``fetch_rate``."""
+        self.name = name
+        self.make_recorder = _recorder_maker(name, self.columns)
+        if self.duration is not None and self.size is not None:
+            self.rate = Distribution("By/s", "Bytes over seconds of each transfer.")
+            self.rate.name = f"{name.removeprefix('record_')}_rate"
+
+    if TYPE_CHECKING:  # on an instance the attribute is the recorder
+
+        def __get__(self, instance: object, owner: type) -> Callable[..., None]: ...
+
+    else:
+
+        def __get__(self, instance, owner):  # noqa: ANN001, ANN204
+            """The recorder, made when it is first asked for and from then on an attribute of the instance."""
+            return self if instance is None else instance.recorder(self.name)
+
+
+class RowBuffer:
+    """The rows of one stats object that wait to be folded into the states of their columns."""
+
+    __slots__ = ("_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected")
+
+    def __init__(self, row: Row, state_of: Callable[[str], Any]) -> None:
+        """Make an empty buffer; ``state_of`` gives the stats object's state of a field."""
+        self._states: list[DistributionState] = [state_of(column.name) for column in row.columns]
+        self._rate: DistributionState | None = state_of(row.rate.name) if row.rate is not None else None
+        self._duration_at = row.columns.index(row.duration) if row.duration is not None else -1
+        self._size_at = row.columns.index(row.size) if row.size is not None else -1
+        self.pending: list[float] = []
+        self.record = row.make_recorder(self.pending.extend)
+        self.rejected = 0
+
+    def forget_pending(self) -> None:
+        """Drop the rows that wait."""
+        self.pending.clear()
+
+    def take_rejected(self) -> int:
+        """Take the number of rows refused."""
+        rejected, self.rejected = self.rejected, 0
+        return rejected
+
+    def fold(self, *, for_report: bool = False) -> None:
+        """Fold what waits, in pieces.
+
+        ``for_report``: more than `PACK_ABOVE` rows become histograms at once, as a report would carry them.
+        """
+        pending = self.pending
+        most = PIECE_ROWS * len(self._states)
+        while piece := pending[:most]:
+            del pending[: len(piece)]
+            self._fold(piece, for_report=for_report)
+
+    def extend(self, columns: list[list[Any]]) -> None:
+        """Add columns of equal length, as vLLM's payloads hold them."""
+        self._fold([value for row in zip(*columns, strict=True) for value in row])
+
+    def _fold(self, values: list[Any], *, for_report: bool = False) -> None:
+        width = len(self._states)
+        # One row more than there are columns: the rates, where there are any.
+        table = np.empty((width + (self._rate is not None), len(values) // width))
+        for number, state in enumerate(self._states):
+            column, refused = to_array(values[number::width], whole=state.whole)
+            if refused:  # something that is no number: row by row, or the columns would slip
+                self._fold_one_by_one(values)
+                return
+            table[number] = column
+        if table.size and not all_plausible(table[:width]):
+            plausible = is_plausible(table[:width]).all(axis=0)
+            self.rejected += int(table.shape[1] - plausible.sum())
+            table = table[:, plausible]
+        self._add(table, for_report=for_report)
+
+    def _fold_one_by_one(self, values: list[Any]) -> None:
+        width = len(self._states)
+        for start in range(0, len(values), width):
+            row, refused = to_array(values[start : start + width])
+            if refused:
+                self.rejected += 1
+            else:
+                self._fold(row.tolist())
+
+    def _add(self, table: NDArray[np.float64], *, for_report: bool) -> None:
+        rates, all_rated = self._rates(table)
+        states = self._states if self._rate is None or not all_rated else [*self._states, self._rate]
+        if self._rate is not None and not all_rated:
+            self._rate.add(rates)
+        if for_report and table.shape[1] > PACK_ABOVE:
+            for state, histogram in zip(states, histograms_of_rows(table[: len(states)]), strict=True):
+                state.add_histogram(histogram)
+        else:
+            for state, column in zip(states, table, strict=False):
+                state.add(column)
+
+    def _rates(self, table: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
+        """The rates of the transfers, and whether each has one: what took no time to speak of has none."""
+        rates = table[-1]
+        if self._rate is None or not rates.size:
+            return rates, True
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            np.divide(table[self._size_at], table[self._duration_at], out=rates)
+        if all_plausible(rates):
+            return rates, True
+        return rates[is_plausible(rates)], False
+
+
+def _recorder_maker(name: str, columns: tuple[Distribution, ...]) -> Callable[[Any], Callable[..., None]]:
+    """From a list's ``extend`` to a function of the row's columns that does nothing but call it.
+
+    It is written out as `dataclasses` writes its ``__init__``: a wrong number of values is a TypeError at the caller,
+    where ``*values`` would let the columns slip.
+    """
+    names = ", ".join(column.name for column in columns)
+    source = f"def make(extend):\n def {name}({names}):\n  extend(({names},))\n return {name}"
+    namespace: dict[str, Any] = {}
+    exec(source, namespace)  # noqa: S102 - made of our own attribute names
+    make: Callable[[Any], Callable[..., None]] = namespace["make"]
+    return make
