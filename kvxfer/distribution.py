@@ -253,10 +253,11 @@ def _exact_sum(values: NDArray[np.float64]) -> float:
 def pack_all(states: Mapping[str, DistributionState]) -> dict[str, bytes]:
     """`DistributionState.to_packed` of each; those of the columns of one row are folded together."""
     crowded = {name: state for name, state in states.items() if state.is_exact and state.count > PACK_ABOVE}
-    if len({state.count for state in crowded.values()}) != 1:
-        return {name: state.to_packed() for name, state in states.items()}
-    table = np.frombuffer(b"".join(state._exact for state in crowded.values()), np.float64)
-    folded = dict(zip(crowded, histograms_of_rows(table.reshape(len(crowded), -1)), strict=True))
+    folded: dict[str, Histogram] = {}
+    if len({state.count for state in crowded.values()}) == 1:
+        table = np.frombuffer(b"".join(state._exact for state in crowded.values()), np.float64)
+        histograms = histograms_of_rows(table.reshape(len(crowded), -1))
+        folded = dict(zip(crowded, histograms or [], strict=False))
     return {
         name: pack_histogram(folded[name], whole=state.whole) if name in folded else state.to_packed()
         for name, state in states.items()

@@ -117,14 +117,14 @@ def _bounded_sum(values: NDArray[np.float64]) -> float:
         return min(float(values.sum()), _LARGEST)
 
 
-def histograms_of_rows(table: NDArray[np.float64]) -> list[Histogram]:
-    """A histogram of each row of finite, not negative values; for several rows a third of the time of one by one."""
+def histograms_of_rows(table: NDArray[np.float64]) -> list[Histogram] | None:
+    """A histogram of each row, in a third of the time of one by one; None unless all values are plain.
+
+    Plain values have a bucket and sums that are far from overflowing: finite and from `SMALLEST` to 2**990.
+    """
     smallest, largest = table.min(axis=1), table.max(axis=1)
-    if smallest.min() < SMALLEST or largest.max() >= _NO_OVERFLOW:
-        histograms = [Histogram() for _ in table]
-        for histogram, row in zip(histograms, table, strict=True):
-            histogram.add(row)
-        return histograms
+    if not (smallest.min() >= SMALLEST and largest.max() < _NO_OVERFLOW):  # not, for NaN
+        return None
     indexes = bucket_indexes(table.reshape(-1)).reshape(table.shape)
     first = indexes.min(axis=1)
     indexes -= first[:, None]

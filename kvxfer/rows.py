@@ -107,11 +107,16 @@ class RowBuffer:
                 self._fold_one_by_one(values)
                 return
             table[number] = column
-        if table.size and not all_plausible(table[:width]):
-            plausible = is_plausible(table[:width]).all(axis=0)
-            self.rejected += int(table.shape[1] - plausible.sum())
-            table = table[:, plausible]
-        self._add(table, for_report=for_report)
+        if self._rate is not None:
+            with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+                np.divide(table[self._size_at], table[self._duration_at], out=table[width])
+        histograms = histograms_of_rows(table) if for_report and table.shape[1] > PACK_ABOVE else None
+        if histograms is None:
+            self._add_values(table)
+        else:
+            states = self._states if self._rate is None else [*self._states, self._rate]
+            for state, histogram in zip(states, histograms, strict=True):
+                state.add_histogram(histogram)
 
     def _fold_one_by_one(self, values: list[Any]) -> None:
         width = len(self._states)
@@ -122,28 +127,17 @@ class RowBuffer:
             else:
                 self._fold(row.tolist())
 
-    def _add(self, table: NDArray[np.float64], *, for_report: bool) -> None:
-        rates, all_rated = self._rates(table)
-        states = self._states if self._rate is None or not all_rated else [*self._states, self._rate]
-        if self._rate is not None and not all_rated:
-            self._rate.add(rates)
-        if for_report and table.shape[1] > PACK_ABOVE:
-            for state, histogram in zip(states, histograms_of_rows(table[: len(states)]), strict=True):
-                state.add_histogram(histogram)
-        else:
-            for state, column in zip(states, table, strict=False):
-                state.add(column)
-
-    def _rates(self, table: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
-        """The rates of the transfers, and whether each has one: what took no time to speak of has none."""
-        rates = table[-1]
-        if self._rate is None or not rates.size:
-            return rates, True
-        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            np.divide(table[self._size_at], table[self._duration_at], out=rates)
-        if all_plausible(rates):
-            return rates, True
-        return rates[is_plausible(rates)], False
+    def _add_values(self, table: NDArray[np.float64]) -> None:
+        width = len(self._states)
+        if table.size and not all_plausible(table[:width]):
+            plausible = is_plausible(table[:width]).all(axis=0)
+            self.rejected += int(table.shape[1] - plausible.sum())
+            table = table[:, plausible]
+        for state, column in zip(self._states, table, strict=False):
+            state.add(column)
+        if self._rate is not None:
+            rates = table[width]
+            self._rate.add(rates[is_plausible(rates)])  # what took no time has none
 
 
 def _recorder_maker(name: str, columns: tuple[Distribution, ...]) -> Callable[[Any], Callable[..., None]]:
