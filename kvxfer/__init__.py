@@ -7,6 +7,7 @@ from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig, KVTransferConfig, default_endpoint
 from kvxfer.connectors.base import Connector
 from kvxfer.errors import KVXferError
+from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution, Gauge
 from kvxfer.interval import Group, Interval, Pipeline, Rates, SourceView
@@ -29,6 +30,7 @@ __all__ = [
     "KVConnectorStats",
     "KVTransferConfig",
     "KVXferError",
+    "LogExporter",
     "Pipeline",
     "Rates",
     "Row",

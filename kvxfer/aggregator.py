@@ -171,8 +171,9 @@ class Aggregator:
         self._add_to_totals(groups, views)
         self._touched, self._crowd, self._ranks = {}, {}, {}
         self._start = now
-        missed = max(0, int((now - self.due) / self._config.interval_seconds))
-        self.due += (missed + 1) * self._config.interval_seconds
+        if now >= self.due:
+            ended = int((now - self.due) / self._config.interval_seconds) + 1
+            self.due += ended * self._config.interval_seconds
         return interval
 
     def snapshot(self, now: float) -> Interval:

@@ -13,9 +13,7 @@ import msgspec
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig, default_endpoint
-from kvxfer.exporters import Exporter
-from kvxfer.exporters.log import LogExporter
-from kvxfer.interval import Interval, Pipeline
+from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.transport import MAX_DRAIN, PullSocket
 
 if TYPE_CHECKING:
@@ -33,15 +31,15 @@ class Collector:
     """Receives reports at an endpoint, and hands an `Interval` to its exporters every ``interval_seconds``.
 
     One of: `run` in the foreground, `start` and `stop` on a thread, or `poll` within somebody's loop; `snapshot` at any
-    time, from any thread. It binds when it is made and raises `EndpointError` where it cannot. By default it logs.
+    time, from any thread. It binds when it is made and raises `EndpointError` where it cannot.
     """
 
-    def __init__(self, config: CollectorConfig | None = None, exporters: Sequence[Exporter] | None = None) -> None:
+    def __init__(self, config: CollectorConfig | None = None, exporters: Sequence[Exporter] = ()) -> None:
         """Bind the endpoint."""
         self.config = config or CollectorConfig()
         self._socket = PullSocket(self.config.endpoint or default_endpoint())
         self.endpoint = self._socket.endpoint
-        self._exporters = list(exporters) if exporters is not None else [LogExporter()]
+        self._exporters = tuple(exporters)
         self._clock = _SteadyClock()
         self._aggregator = Aggregator(self.config, self._clock.now())
         self._lock = threading.Lock()

@@ -1,5 +1,7 @@
 """What exporters see: an `Interval`, a value that nobody changes."""
 
+from typing import Protocol
+
 import msgspec
 
 from kvxfer.stats import KVConnectorStats, Moved
@@ -82,3 +84,13 @@ class Interval(msgspec.Struct, frozen=True):
     def seconds(self) -> float:
         """The wall clock that it covers."""
         return self.end - self.start
+
+
+class Exporter(Protocol):
+    """What the collector asks of an exporter. One that raises is counted, and gets the next interval all the same."""
+
+    def export(self, interval: Interval) -> None:
+        """Write the interval; it is not to be changed."""
+
+    def close(self) -> None:
+        """Finish."""

@@ -54,22 +54,20 @@ def pack_histogram(histogram: Histogram, *, whole: bool) -> bytes:
         gaps[1:] -= occupied[:-1]
         gaps[0] = 0
         gap_size, counts = _size_of(gaps), counts[occupied]
-        body = gaps.astype(_UNSIGNED[gap_size]).tobytes()
+        body: bytes = gaps.astype(_UNSIGNED[gap_size]).tobytes()
     else:
         gap_size, body = 0, b""
-    return (
-        _HEADER.pack(
-            HISTOGRAM | WHOLE * whole,
-            count_size | gap_size << 4,
-            histogram.zeros,
-            histogram.sum,
-            histogram.min,
-            histogram.max,
-            histogram.offset,
-        )
-        + body
-        + counts.astype(_UNSIGNED[count_size]).tobytes()
+    header = _HEADER.pack(
+        HISTOGRAM | WHOLE * whole,
+        count_size | gap_size << 4,
+        histogram.zeros,
+        histogram.sum,
+        histogram.min,
+        histogram.max,
+        histogram.offset,
     )
+    packed: bytes = header + body + counts.astype(_UNSIGNED[count_size]).tobytes()
+    return packed
 
 
 def _size_of(numbers: NDArray[np.int64]) -> int:

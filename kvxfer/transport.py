@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -15,7 +16,7 @@ from kvxfer.errors import EndpointError
 from kvxfer.wire import MAX_FRAME_BYTES
 
 IPC: Final = "ipc://"
-TCP: Final = "tcp://"
+_TCP: Final = re.compile(r"tcp://.+:(\d+|\*)")
 
 MAX_IPC_PATH: Final = 107
 """Bytes of a path that fit into a ``sockaddr_un`` of Linux."""
@@ -39,7 +40,7 @@ def check_endpoint(endpoint: str) -> None:
                 f"the path of {endpoint} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"
             )
             raise EndpointError(message)
-    elif not endpoint.startswith(TCP) or not endpoint.rpartition(":")[2]:
+    elif not _TCP.fullmatch(endpoint):
         message = f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
         raise EndpointError(message)
 

@@ -13,7 +13,7 @@ from kvxfer.exporters.log import LogExporter
 
 if TYPE_CHECKING:
     from kvxfer.cli.commands import SubParsers
-    from kvxfer.exporters import Exporter
+    from kvxfer.interval import Exporter
 
 logger = logging.getLogger("kvxfer")
 
