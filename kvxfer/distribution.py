@@ -232,12 +232,11 @@ class DistributionState:
 
     def _load_packed(self, packed: bytes) -> None:
         content, whole = unpack(packed)
-        part = DistributionState(whole=whole)
+        self.whole = whole and (self.whole or not self._held())
         if isinstance(content, Histogram):
-            part._histogram = content
+            self.add_histogram(content)
         else:
-            part.extend(content.tolist())
-        self.merge(part)
+            self.extend(content.tolist())
 
 
 _NO_NUMBER: Final = (StructError, OverflowError, TypeError, ValueError)

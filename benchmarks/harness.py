@@ -1,0 +1,143 @@
+"""How a figure comes about: a process per case and repetition, cases in turn, the median and the spread of all.
+
+A benchmark module has ``CASES`` (name -> function of ``quick`` that returns one number), ``UNIT``, and ``ROWS``: what
+is compared with what, and the budget where there is one.
+"""
+
+import importlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+
+MODULES = ("record", "fold", "wire", "pipe")
+PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk")
+REPETITIONS = 5
+
+
+class Row(NamedTuple):
+    """One line of the table: our case over the peer's; ``budget`` is the most that the ratio may be."""
+
+    question: str
+    ours: str
+    peer: str
+    budget: float | None = None
+    more_is_better: bool = False
+
+
+def run_case(name: str, *, quick: bool) -> dict[str, Any]:
+    """Run one case in this process."""
+    module, _, case = name.partition(".")
+    try:
+        value = importlib.import_module(f"benchmarks.{module}").CASES[case](quick)
+    except ImportError as error:
+        return {"missing": str(error)}
+    return {"value": value, "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+
+
+def measure(names: list[str], *, quick: bool) -> dict[str, Any]:
+    """Run the benchmarks and compare."""
+    cases: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        module = importlib.import_module(f"benchmarks.{name}")
+        figures = _measure_cases(name, list(module.CASES), quick=quick)
+        cases |= {f"{name}.{case}": figure for case, figure in figures.items()}
+        rows += [_compare(name, row, module.UNIT, figures) for row in module.ROWS]
+    failed = [name for name, figure in cases.items() if "error" in figure]
+    return {"quick": quick, "versions": versions(), "cases": cases, "rows": rows, "failed": failed}
+
+
+def _measure_cases(name: str, cases: list[str], *, quick: bool) -> dict[str, Any]:
+    repetitions = 1 if quick else REPETITIONS
+    runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    for repetition in range(repetitions):  # in turn, so that a slow minute of the machine meets all alike
+        for case in cases:
+            _show(f"{name}.{case} {repetition + 1}/{repetitions}")
+            runs[case].append(_run(f"{name}.{case}", quick=quick))
+    _show("")
+    return {case: _figure(results) for case, results in runs.items()}
+
+
+def _run(case: str, *, quick: bool) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks", "--case", case, *(["--quick"] if quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _figure(results: list[dict[str, Any]]) -> dict[str, Any]:
+    broken = next((result for result in results if "value" not in result), None)
+    if broken is not None:
+        return broken
+    values = [result["value"] for result in results]
+    return {
+        "median": statistics.median(values),
+        "spread": [min(values), max(values)],
+        "peak_mib": max(result["peak_mib"] for result in results),
+    }
+
+
+def _compare(name: str, row: Row, unit: str, figures: dict[str, Any]) -> dict[str, Any]:
+    compared = {"benchmark": name, "question": row.question, "unit": unit, "ours": row.ours, "peer": row.peer}
+    ours, peer = (figures[case].get("median") for case in (row.ours, row.peer))
+    if ours is None or peer is None:
+        return compared | {"verdict": "not installed" if "missing" in figures[row.peer] else "failed"}
+    ratio = ours / peer
+    compared |= {"our_figure": ours, "peer_figure": peer, "ratio": ratio, "budget": row.budget}
+    if row.budget is None:
+        return compared | {"verdict": ""}
+    kept = ratio >= row.budget if row.more_is_better else ratio <= row.budget
+    return compared | {"verdict": "ok" if kept else "missed"}
+
+
+def table(report: dict[str, Any]) -> str:
+    """The comparison in Markdown: a pure function of the report."""
+    lines = ["| benchmark | kvxfer | peer | ratio | budget | |", "|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        name = f"{row['benchmark']}: {row['question']}"
+        if "ratio" not in row:
+            lines.append(f"| {name} | | | | | {row['verdict']} |")
+            continue
+        budget = "" if row["budget"] is None else f"{row['budget']:.3g}"
+        ours, peer = (f"{row[figure]:,.4g} {row['unit']}" for figure in ("our_figure", "peer_figure"))
+        lines.append(f"| {name} | {ours} | {peer} ({row['peer']}) | {row['ratio']:.3g} | {budget} | {row['verdict']} |")
+    return "\n".join(lines)
+
+
+def versions() -> dict[str, str]:
+    """What ran, and on what."""
+    return {
+        "python": platform.python_version(),
+        "machine": f"{_cpu()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}",
+        **{package: _version(package) for package in PACKAGES},
+    }
+
+
+def _cpu() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - a file of the kernel
+            names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _show(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()

@@ -1,0 +1,77 @@
+"""What does it cost a worker to record one transfer of four values?
+
+In batches of 1,000, the buffers emptied between them and outside of the time. Prometheus and OpenTelemetry record three
+of the values, so the comparison favours them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+from benchmarks.harness import Row
+from benchmarks.peers import Record, VllmStats, opentelemetry, prometheus, telemetry
+from kvxfer.connectors.nixl import NixlConnectorStats
+
+BATCH = 1000
+UNIT = "ns"
+
+
+def _per_call(run: Callable[[], object], empty: Callable[[], object], batches: int) -> float:
+    times = []
+    for _ in range(batches):
+        start = time.perf_counter_ns()
+        run()
+        times.append((time.perf_counter_ns() - start) / BATCH)
+        empty()
+    return statistics.median(times)
+
+
+def _batches(*, quick: bool) -> int:
+    return 30 if quick else 300
+
+
+def _rows() -> list[tuple[float, float, int, int]]:
+    return [(t.xferDuration / 1e6, t.postDuration / 1e6, t.totalBytes, t.descCount) for t in telemetry(BATCH)]
+
+
+def kvxfer(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
+    stats, rows = NixlConnectorStats(), _rows()
+
+    def run() -> None:
+        for duration, post, size, descriptors in rows:
+            stats.record_transfer(duration, post, size, descriptors)
+
+    return _per_call(run, stats.drain, _batches(quick=quick))
+
+
+def vllm(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
+    stats, results = VllmStats(), telemetry(BATCH)
+
+    def run() -> None:
+        for result in results:
+            stats.record_transfer(result)
+
+    return _per_call(run, stats.reset, _batches(quick=quick))
+
+
+def _peer(record: Record, rows: Iterable[tuple[float, float, int, int]], batches: int) -> float:
+    def run() -> None:
+        for row in rows:
+            record(*row)
+
+    return _per_call(run, lambda: None, batches)
+
+
+CASES: dict[str, Callable[[bool], float]] = {
+    "kvxfer": kvxfer,
+    "vllm": vllm,
+    "prometheus": lambda quick: _peer(prometheus(multiprocess=False), _rows(), _batches(quick=quick) // 5),
+    "prometheus_files": lambda quick: _peer(prometheus(multiprocess=True), _rows(), _batches(quick=quick) // 5),
+    "opentelemetry": lambda quick: _peer(opentelemetry(), _rows(), _batches(quick=quick) // 5),
+}
+ROWS = (
+    Row("one transfer, 4 values", "kvxfer", "vllm", 0.5),
+    Row("beside three observe of prometheus_client", "kvxfer", "prometheus", 1 / 15),
+    Row("beside the same in multiprocess files", "kvxfer", "prometheus_files"),
+    Row("beside three record of OpenTelemetry", "kvxfer", "opentelemetry", 1 / 60),
+)

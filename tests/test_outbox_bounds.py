@@ -1,0 +1,121 @@
+"""Laws of the outbox: whatever is observed is in exactly one report or counted as cut, and memory stays bounded."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.connectors.offloading import OffloadingConnectorStats
+from kvxfer.outbox import MAX_UNSENT, MAX_UNSENT_BYTES, Outbox
+from kvxfer.stats import KVConnectorStats
+from kvxfer.wire import MAX_FRAME_BYTES, Report, Source, decode, decode_payload
+
+
+def outbox(connector: str = "NixlConnector") -> Outbox:
+    return Outbox(Source("id", "host", 1, 0.0), connector, 0.0)
+
+
+def transfers(count: int, duration: float = 1.0) -> NixlConnectorStats:
+    stats = NixlConnectorStats()
+    for _ in range(count):
+        stats.record_transfer(duration, 0.001, 1024, 2)
+    return stats
+
+
+def send(box: Outbox, most: int = 1 << 30) -> list[Report]:
+    reports: list[Report] = []
+    while len(reports) < most and (frame := box.next_frame) is not None:
+        report = decode(frame)
+        assert isinstance(report, Report)
+        reports.append(report)
+        box.sent()
+    return reports
+
+
+steps = st.lists(
+    st.tuples(st.just("observe"), st.integers(1, 130))
+    | st.tuples(st.just("flush"), st.just(0))
+    | st.tuples(st.just("send"), st.integers(1, 3)),
+    max_size=40,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps)
+def test_whatever_is_observed_flushed_and_sent_in_whatever_order_arrives_once(steps: list[tuple[str, int]]) -> None:
+    box, observed, reports = outbox(), 0, []
+    for now, (step, number) in enumerate(steps):
+        if step == "observe":
+            box.observe(transfers(number), now)
+            observed += number
+        elif step == "flush":
+            box.flush(now)
+        else:
+            reports += send(box, number)
+    reports += send(box)
+    if box.flush(len(steps)):
+        reports += send(box)
+    assert box.is_idle
+    assert [report.seq for report in reports] == list(range(1, len(reports) + 1))
+    assert [report.start for report in reports[1:]] == [report.end for report in reports[:-1]]
+    arrived = [NixlConnectorStats(decode_payload(report.payload)) for report in reports]
+    assert sum(stats.transfer_duration.count for stats in arrived) == observed
+    assert sum(stats.transfer_duration.sum for stats in arrived) == observed
+
+
+def test_bytes_that_wait_are_bounded_as_reports_are() -> None:
+    box, width = outbox("OffloadingConnector"), 2000
+    names = [f"metric-{number}" for number in range(100)]
+    observed = 0
+    for now in range(200):
+        payload: dict[str, Any] = {
+            "types": dict.fromkeys(names, "histogram"),
+            "data": {name: {(): [float(width + now)] * 100} for name in names},
+        }
+        box.observe(OffloadingConnectorStats(payload), now)
+        box.flush(now)
+        observed += 100
+    assert box._unsent_bytes < MAX_UNSENT_BYTES + MAX_FRAME_BYTES
+    assert len(box._unsent) < MAX_UNSENT
+    reports = send(box)
+    while box.flush(1000.0):
+        reports += send(box)
+    arrived = [OffloadingConnectorStats(decode_payload(report.payload)).reduce() for report in reports]
+    assert sum(reduced["metric-7_count"] for reduced in arrived) == observed
+    assert sum(report.cut for report in reports) == 0
+
+
+def crowded(kind: str, value: Any) -> OffloadingConnectorStats:
+    """More label sets than fit into a report: 256 metrics of 100."""
+    names = [f"metric-{number}" for number in range(256)]
+    children = {(f"{number:060}",): value for number in range(100)}
+    return OffloadingConnectorStats({"types": dict.fromkeys(names, kind), "data": dict.fromkeys(names, children)})
+
+
+@pytest.mark.parametrize(("kind", "value"), [("counter", 1), ("gauge", 0.5)])
+def test_what_does_not_fit_into_a_report_is_never_given_up_in_silence(kind: str, value: Any) -> None:
+    box = outbox("OffloadingConnector")
+    box.observe(crowded(kind, value), 1.0)
+    reports = []
+    while box.flush(2.0):
+        reports += send(box)
+    arrived = [OffloadingConnectorStats(decode_payload(report.payload)).reduce() for report in reports]
+    assert sum(map(len, arrived)) + sum(report.cut for report in reports) >= 256 * 100
+
+
+def test_a_cut_is_told_even_when_nothing_else_is_there_to_report() -> None:
+    class Growing(KVConnectorStats):
+        def is_empty(self) -> bool:
+            return False
+
+    box = outbox()
+    box.observe(Growing({"durations": [0.5] * 200_000}), 1.0)
+    assert repr(box) == "<Outbox open=0 unsent=0 sent=0 cut=200000>"
+    assert not box.is_idle
+    assert box.flush(2.0)
+    assert repr(box) == "<Outbox open=0 unsent=1 (1..1) sent=0>"
+    (report,) = send(box)
+    assert (report.cut, decode_payload(report.payload)) == (200_000, {})
+    assert box.is_idle
