@@ -5,17 +5,29 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 """
 
 from collections import Counter as Tally
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple, TypeVar
 
 from kvxfer.config import CollectorConfig
-from kvxfer.errors import ImplausibleError, PeerError, StatsError, UnknownConnectorError, UnregisteredError
+from kvxfer.errors import ImplausibleError, KVXferError, PeerError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
 from kvxfer.seqs import SeenSeqs
 from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Goodbye, Report, Source, decode, decode_payload, decode_source
 
-Place = TypeVar("Place")
+Key = TypeVar("Key")
+
+_MOST_LOST: Final = 1 << 20
+"""Reports that a source may have lost: twelve days of one a second. A goodbye that claims more is not believed."""
+
+
+class Place(NamedTuple):
+    """One connector of one source."""
+
+    source: bytes
+    connector: str
 
 
 class GroupKey(NamedTuple):
@@ -53,9 +65,9 @@ class ConnectorFailedError(PeerError):
 
 
 class Aggregator:
-    """Dedupes reports by their numbers, merges them per source and group, and closes an interval when it is time.
+    """Dedupes reports by their numbers, merges them per group and source, and closes an interval when it is time.
 
-    Up to ``max_source_views`` sources keep their own numbers; what others report is merged into their group at once.
+    Up to ``max_source_views`` sources keep their own numbers too; those that said goodbye make room for others.
     """
 
     def __init__(self, config: CollectorConfig, now: float) -> None:
@@ -65,10 +77,10 @@ class Aggregator:
         self.due = now + config.interval_seconds
         """When the interval ends, in Unix seconds."""
         self._sources: dict[bytes, _KnownSource] = {}
-        self._viewed: set[tuple[bytes, str]] = set()
-        # In order of each one's last report, so that a gauge keeps the value that came last.
-        self._touched: dict[tuple[bytes, str], _KnownSource] = {}
-        self._crowd: dict[GroupKey, KVConnectorStats] = {}
+        # The sources with numbers of their own, and those of them that reported in this interval.
+        self._viewed: dict[Place, _KnownSource] = {}
+        self._touched: dict[Place, _KnownSource] = {}
+        self._groups: dict[GroupKey, KVConnectorStats] = {}
         self._ranks: dict[GroupKey, set[bytes]] = {}
         self._totals: dict[GroupKey, KVConnectorStats] = {}
         self._total_ranks: dict[GroupKey, set[bytes]] = {}
@@ -93,8 +105,8 @@ class Aggregator:
                 self._part(message)
             else:
                 self._take(message, now)
-        except PeerError as error:
-            self._rejected[error.cause] += 1
+        except KVXferError as error:
+            self._rejected[_cause(error)] += 1
 
     def _take(self, report: Report, now: float) -> None:
         known = self._known(report.source)
@@ -104,24 +116,33 @@ class Aggregator:
             return
         self._settle(known)
         known.clock_offset = now - report.end
-        self._merge(report, known, stats)
+        with _class_of_somebody_else():
+            rejected = stats.num_rejected()
+            if not stats.is_empty():
+                self._merge(report, known, stats)
         self._received += 1
         self._cut += report.cut
-        self._rejected_observations += stats.num_rejected()
+        self._rejected_observations += rejected
 
     def _merge(self, report: Report, known: _KnownSource, stats: KVConnectorStats) -> None:
-        if stats.is_empty():
-            return
         key = self._key(known.source, report.connector)
-        place = (report.source, report.connector)
-        if place in self._viewed or len(self._viewed) < self._config.max_source_views:
-            _merge_into(known.stats, report.connector, stats)
-            self._viewed.add(place)
-            self._touched.pop(place, None)
-            self._touched[place] = known
-        else:
-            _merge_into(self._crowd, key, stats)
+        _merge_copy(self._groups, key, stats)
         self._ranks.setdefault(key, set()).add(report.source)
+        place = Place(report.source, report.connector)
+        if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
+            self._make_room_for_a_view()
+        if place in self._viewed or len(self._viewed) < self._config.max_source_views:
+            self._viewed[place] = self._touched[place] = known
+            held = known.stats.get(report.connector)
+            known.stats[report.connector] = stats if held is None else held.aggregate(stats)
+
+    def _make_room_for_a_view(self) -> None:
+        gone = (
+            place for place, known in self._viewed.items() if known.final_seq is not None and place not in self._touched
+        )
+        place = next(gone, None)
+        if place is not None:
+            self._viewed.pop(place).totals.pop(place.connector, None)
 
     def _known(self, encoded: bytes) -> _KnownSource:
         known = self._sources.get(encoded)
@@ -141,6 +162,10 @@ class Aggregator:
 
     def _part(self, goodbye: Goodbye) -> None:
         known = self._known(goodbye.source)
+        missing = known.seen.missing(goodbye.seq)
+        if missing > _MOST_LOST:
+            message = f"a goodbye that claims {missing} reports which never came"
+            raise ImplausibleError(message)
         known.final_seq = max(goodbye.seq, known.final_seq or 0)
         self._settle(known)
 
@@ -162,14 +187,19 @@ class Aggregator:
 
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
-        groups = self._open_groups()
         views = [
-            SourceView(known.source, connector, known.stats.pop(connector), known.clock_offset)
-            for (_, connector), known in self._touched.items()
+            SourceView(known.source, place.connector, known.stats.pop(place.connector), known.clock_offset)
+            for place, known in self._touched.items()
+            if place.connector in known.stats
         ]
-        interval = Interval(self._start, now, self._as_groups(groups, self._ranks), tuple(views), self.pipeline())
-        self._add_to_totals(groups, views)
-        self._touched, self._crowd, self._ranks = {}, {}, {}
+        groups, ranks = self._groups, self._ranks
+        interval = Interval(self._start, now, self._as_groups(groups, ranks), tuple(views), self.pipeline())
+        for key, stats in groups.items():
+            self._add_to_total(self._totals, key, stats)
+            self._total_ranks.setdefault(key, set()).update(ranks[key])
+        for view, known in zip(views, self._touched.values(), strict=False):
+            self._add_to_total(known.totals, view.connector, view.stats)
+        self._touched, self._groups, self._ranks = {}, {}, {}
         self._start = now
         if now >= self.due:
             ended = int((now - self.due) / self._config.interval_seconds) + 1
@@ -178,43 +208,32 @@ class Aggregator:
 
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups = {key: stats.copy() for key, stats in self._totals.items()}
-        for key, stats in self._open_groups().items():
-            self._add_copy(groups, key, stats)
+        groups: dict[GroupKey, KVConnectorStats] = {}
+        for part in (self._totals, self._groups):
+            for key, stats in part.items():
+                self._add_to_total(groups, key, stats)
         ranks = {key: self._total_ranks.get(key, set()) | self._ranks.get(key, set()) for key in groups}
         return Interval(self._begin, now, self._as_groups(groups, ranks), self._all_views(), self.pipeline())
 
-    def _open_groups(self) -> dict[GroupKey, KVConnectorStats]:
-        groups = {key: stats.copy() for key, stats in self._crowd.items()}
-        for (_, connector), known in self._touched.items():
-            self._add_copy(groups, self._key(known.source, connector), known.stats[connector])
-        return groups
-
-    def _add_to_totals(self, groups: dict[GroupKey, KVConnectorStats], views: list[SourceView]) -> None:
-        for key, stats in groups.items():
-            if stats.is_bounded():
-                self._add_copy(self._totals, key, stats)
-                self._total_ranks.setdefault(key, set()).update(self._ranks[key])
-        for view, known in zip(views, self._touched.values(), strict=True):
-            if view.stats.is_bounded():
-                self._add_copy(known.totals, view.connector, view.stats)
-
     def _all_views(self) -> tuple[SourceView, ...]:
         views = []
-        for known in self._sources.values():
-            totals = {connector: stats.copy() for connector, stats in known.totals.items()}
-            for connector, stats in known.stats.items():
-                self._add_copy(totals, connector, stats)
+        for place, known in self._viewed.items():
+            totals: dict[str, KVConnectorStats] = {}
+            for part in (known.totals, known.stats):
+                if place.connector in part:
+                    self._add_to_total(totals, place.connector, part[place.connector])
             offset = known.clock_offset
             views += [SourceView(known.source, connector, stats, offset) for connector, stats in totals.items()]
         return tuple(views)
 
-    def _add_copy(self, into: dict[Place, KVConnectorStats], place: Place, stats: KVConnectorStats) -> None:
-        """Merge stats that stay as they are; a class that fails at it is counted and left out."""
+    def _add_to_total(self, into: dict[Key, KVConnectorStats], key: Key, stats: KVConnectorStats) -> None:
+        """Merge stats that stay as they are, unless they only grow; a class that fails at it is counted."""
         try:
-            _merge_into(into, place, stats if place in into and stats.is_bounded() else stats.copy())
-        except PeerError as error:
-            self._rejected[error.cause] += 1
+            with _class_of_somebody_else():
+                if stats.is_bounded():
+                    _merge_copy(into, key, stats)
+        except KVXferError as error:
+            self._rejected[_cause(error)] += 1
 
     def _as_groups(
         self, groups: dict[GroupKey, KVConnectorStats], ranks: dict[GroupKey, set[bytes]]
@@ -241,25 +260,38 @@ class Aggregator:
 def _open(report: Report) -> KVConnectorStats:
     """The stats in a report, built by the class that is registered here for its connector."""
     payload = decode_payload(report.payload)
-    try:
+    with _class_of_somebody_else():
         connector = KVConnectorFactory.get_connector_class_by_name(report.connector)
         stats = connector.build_kv_connector_stats(payload)
-    except UnknownConnectorError as error:
-        raise UnregisteredError(str(error)) from error
-    except StatsError as error:
-        raise ImplausibleError(str(error)) from error
-    except PeerError:
-        raise
-    except Exception as error:  # a class of somebody else, given somebody's bytes
-        raise ConnectorFailedError(str(error)) from error
     if stats is None:
         message = f"{report.connector} builds no stats"
         raise ConnectorFailedError(message)
     return stats
 
 
-def _merge_into(into: dict[Place, KVConnectorStats], place: Place, stats: KVConnectorStats) -> None:
+def _cause(error: KVXferError) -> str:
+    """Under which name a refused message is counted."""
+    if isinstance(error, PeerError):
+        return error.cause
+    return "unknown_connector" if isinstance(error, UnknownConnectorError) else ImplausibleError.cause
+
+
+@contextmanager
+def _class_of_somebody_else() -> Iterator[None]:
+    """What a connector's class raises, other than our own errors, is a `ConnectorFailedError`."""
     try:
-        into[place] = into[place].aggregate(stats) if place in into else stats
-    except Exception as error:  # a class of somebody else
-        raise ConnectorFailedError(str(error)) from error
+        yield
+    except KVXferError:
+        raise
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        raise ConnectorFailedError(message) from error
+
+
+def _merge_copy(into: dict[Key, KVConnectorStats], key: Key, stats: KVConnectorStats) -> None:
+    """Merge stats that stay as they are. Lists of somebody else's class may be taken as they are, hence the copy."""
+    held = into.get(key)
+    if held is None:
+        into[key] = stats.copy()
+    else:
+        into[key] = held.aggregate(stats if stats.is_bounded() else stats.copy())

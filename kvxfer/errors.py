@@ -51,12 +51,6 @@ class VersionError(PeerError):
     cause = "version"
 
 
-class UnregisteredError(PeerError):
-    """A report that names a connector which is not registered here."""
-
-    cause = "unknown_connector"
-
-
 class ImplausibleError(PeerError):
     """A report that decodes and cannot be true (a negative count, a sum outside its extremes)."""
 

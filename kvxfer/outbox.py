@@ -4,7 +4,8 @@ No socket, no clock, no thread: every step takes ``now`` (Unix seconds of this w
 """
 
 from collections import deque
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from kvxfer.distribution import PACK_ABOVE
 from kvxfer.stats import KVConnectorStats
@@ -61,12 +62,11 @@ class Outbox:
 
         The interval is closed first where merging would fold values that a report still carries exactly.
         """
-        num_values = stats.num_values()
         size = 0 if stats.is_bounded() else len(bytes(encode_payload(stats.to_packed())))
-        if self._open is not None and self._would_overflow(num_values, size):
+        if self._open is not None and self._would_overflow(stats.num_values(), size):
             self.flush(now)
         if self._open_bytes + size > MAX_OPEN_BYTES:
-            self._cut += num_values
+            self._cut += _num_numbers(stats.to_packed())
             return
         self._open = stats if self._open is None else self._open.aggregate(stats)
         self._open_bytes += size
@@ -84,7 +84,7 @@ class Outbox:
             return False
         payload = encode_payload({} if stats is None else stats.to_packed())
         if len(bytes(payload)) > MAX_FRAME_BYTES - _ENVELOPE_BYTES and stats is not None:
-            self._cut += stats.num_values()
+            self._cut += _num_numbers(stats.to_packed())
             payload = encode_payload({})
         self._seq += 1
         report = Report(1, self._source, self._connector, self._seq, self._start, now, payload, self._cut)
@@ -113,3 +113,10 @@ class Outbox:
     def goodbye(self) -> bytes:
         """The last message of this publisher, for when all reports are sent."""
         return encode(Goodbye(1, self._source, self._seq))
+
+
+def _num_numbers(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one
+    """The numbers in a payload, which are what is lost with it."""
+    if isinstance(payload, Mapping):
+        return sum(map(_num_numbers, payload.values()))
+    return len(payload) if isinstance(payload, list) else 1

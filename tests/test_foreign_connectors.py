@@ -1,6 +1,7 @@
 """Connector classes of somebody else, written as vLLM's are: they work, and where they fail it costs nobody else."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import pytest
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.mooncake import MooncakeConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.exporters.jsonl import JsonlExporter, read_records
 from kvxfer.exporters.log import LogExporter
@@ -70,14 +72,21 @@ class FailingCopyConnector(ListConnector):
     stats_class = FailingCopyStats
 
 
+class TwoKindsConnector:
+    """Its worker and its scheduler side give stats of different classes."""
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        return MooncakeConnectorStats(data) if data and "num_failed_recvs" in data else NixlConnectorStats(data)
+
+
 @pytest.fixture(autouse=True)
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     loaders: dict[str, Callable[[], Any]] = dict(KVConnectorFactory._loaders)
-    for connector in (ListConnector, BareConnector, FailingRejectedConnector, FailingCopyConnector):
+    for connector in (ListConnector, BareConnector, FailingRejectedConnector, FailingCopyConnector, TwoKindsConnector):
         loaders[connector.__name__] = lambda connector=connector: connector
     monkeypatch.setattr(KVConnectorFactory, "_loaders", loaders)
     monkeypatch.setattr(KVConnectorFactory, "_classes", {})
-    yield
 
 
 def report(seq: int, payload: dict[str, Any] | msgspec.Raw, connector: str, by: str) -> bytes:
@@ -117,7 +126,7 @@ def test_a_class_written_for_vllm_is_merged_over_sources_and_read() -> None:
         ("BareConnector", {"a": [1]}),
         ("FailingRejectedConnector", {"a": [1]}),
         ("FailingCopyConnector", {"a": [1]}),
-        ("ListConnector", {"a": 3}),
+        ("ListConnector", {"a": {"b": 1}}),
         ("ListConnector", nested(600)),
     ],
     ids=["implements nothing", "counting fails", "copying fails", "merging fails", "nested deep"],
@@ -140,6 +149,25 @@ def test_a_class_that_fails_is_counted_and_the_other_connectors_go_on(
     assert sum(rejected.values()) >= 1
 
 
+@pytest.mark.parametrize("views", [1024, 0], ids=["viewed", "crowd"])
+def test_two_kinds_of_stats_under_one_name_are_not_mixed_and_cost_nobody_else_anything(views: int) -> None:
+    made = Aggregator(CollectorConfig(max_source_views=views), 0.0)
+    for frame in (
+        report(1, {"num_failed_transfers": 1}, "TwoKindsConnector", "x"),
+        good(1),
+        report(2, {"num_failed_recvs": 1}, "TwoKindsConnector", "x"),
+        report(1, {"num_failed_recvs": 1}, "TwoKindsConnector", "y"),
+        report(3, {"num_failed_transfers": 1}, "TwoKindsConnector", "x"),
+        good(2),
+    ):
+        made.feed(frame, 1.0)
+    interval = made.close_interval(2.0)
+    assert num_good(interval) == num_good(made.snapshot(3.0)) == 2
+    mixed = [group.stats.reduce() for group in interval.groups if group.connector == "TwoKindsConnector"]
+    assert [reduced["Num failed transfers"] for reduced in mixed] == [2]
+    assert sum(made.pipeline().reports_rejected.values()) == 2
+
+
 def test_a_group_that_cannot_be_reduced_costs_no_other_its_line_or_record(tmp_path: Any) -> None:
     made = Aggregator(CollectorConfig(), 0.0)
     made.feed(report(1, {"a": ["three"]}, "ListConnector", "x"), 1.0)
@@ -148,10 +176,8 @@ def test_a_group_that_cannot_be_reduced_costs_no_other_its_line_or_record(tmp_pa
     lines: list[str] = []
     jsonl = JsonlExporter(tmp_path / "intervals.jsonl")
     for exporter in (LogExporter(lines.append, per_rank=True), jsonl):
-        try:
+        with contextlib.suppress(TypeError):  # it may say so afterwards: the collector counts that
             exporter.export(interval)
-        except TypeError:  # it may say so afterwards: the collector counts that
-            pass
     jsonl.close()
     assert sum("Num successful transfers=1" in line for line in lines) == 2
     (record,) = read_records(tmp_path / "intervals.jsonl")

@@ -2,7 +2,7 @@
 
 A record is ``{"version", "start", "end", "groups", "sources", "pipeline"}``: times in Unix seconds, groups and sources
 with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum, extremes, quantiles) and the
-rates, unrounded.
+rates, unrounded; with ``error`` where the connector's own class failed.
 """
 
 from collections.abc import Iterator
@@ -51,9 +51,12 @@ def as_record(interval: Interval) -> dict[str, Any]:
 
 
 def _numbers(stats: KVConnectorStats, seconds: float) -> dict[str, Any]:
-    moved = stats.moved()
-    found = {} if moved is None else msgspec.to_builtins(rates(moved, seconds))
-    return {"reduced": stats.reduce(), "fields": stats.summary(), **found}
+    try:
+        moved = stats.moved()
+        found = {} if moved is None else msgspec.to_builtins(rates(moved, seconds))
+        return {"reduced": stats.reduce(), "fields": stats.summary(), **found}
+    except Exception as error:  # noqa: BLE001 - a class of somebody else costs the others nothing
+        return {"reduced": {}, "fields": {}, "error": f"{type(error).__name__}: {error}"}
 
 
 class JsonlExporter:
