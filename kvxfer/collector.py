@@ -104,22 +104,29 @@ class Collector:
         return intervals
 
     def _loop(self) -> None:
-        while not self._stopping:
-            self.poll(_POLL_SECONDS)
-        self._finish()
+        try:
+            while not self._stopping:
+                self.poll(_POLL_SECONDS)
+        finally:
+            self._finish()
 
     def _finish(self) -> None:
         self._closed = True
+        try:
+            self._take_the_rest()
+            with self._lock:
+                interval = self._aggregator.close_interval(self._clock.now())
+            self._export(interval)
+        finally:
+            for exporter in self._exporters:
+                self._guarded(exporter, exporter.close)
+            self._socket.close()
+
+    def _take_the_rest(self) -> None:
         while frames := self._socket.drain(_SETTLE_SECONDS):
             self._feed(frames)
             if len(frames) < MAX_DRAIN:
                 break
-        with self._lock:
-            interval = self._aggregator.close_interval(self._clock.now())
-        self._export(interval)
-        for exporter in self._exporters:
-            self._guarded(exporter, exporter.close)
-        self._socket.close()
 
     # --- in and out
 

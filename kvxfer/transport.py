@@ -34,7 +34,11 @@ _RECONNECT_MAX_MS: Final = 1000
 def check_endpoint(endpoint: str) -> None:
     """Raise `EndpointError` unless it is ``ipc://PATH`` (of at most 107 bytes) or ``tcp://HOST:PORT``."""
     if endpoint.startswith(IPC):
-        size = len(os.fsencode(endpoint.removeprefix(IPC)))
+        path = endpoint.removeprefix(IPC)
+        size = len(os.fsencode(path))
+        if path == "*" or path.startswith("@") or "\0" in path:
+            message = f"{endpoint!r} names no file: give a path"
+            raise EndpointError(message)
         if not 0 < size <= MAX_IPC_PATH:
             message = (
                 f"the path of {endpoint} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"

@@ -52,11 +52,13 @@ def test_a_role_says_what_an_instance_does(role: str, producer: bool, consumer: 
     assert (config.is_kv_producer, config.is_kv_consumer) == (producer, consumer)
     assert config.is_kv_transfer_instance
     idle = KVTransferConfig(kv_role=role)
-    assert not (idle.is_kv_producer or idle.is_kv_consumer or idle.is_kv_transfer_instance)
+    assert (idle.is_kv_producer, idle.is_kv_consumer, idle.is_kv_transfer_instance) == (False, False, False)
 
 
 def test_a_role_that_is_none_is_an_error_as_vllms() -> None:
-    with pytest.raises(ValueError, match=r"^Unsupported kv_role: kv_none\. Supported roles are \('kv_producer', ") as said:
+    with pytest.raises(
+        ValueError, match=r"^Unsupported kv_role: kv_none\. Supported roles are \('kv_producer', "
+    ) as said:
         KVTransferConfig(kv_role="kv_none")
     assert isinstance(said.value, ConfigError)
     with pytest.raises(ValueError, match="Unsupported kv_role: kv_none"):

@@ -345,8 +345,15 @@ def test_metrics_and_label_sets_cannot_fill_the_memory() -> None:
 
 
 def test_loads_and_stores_are_what_was_moved() -> None:
-    names = {f"vllm:kv_offload_{way}_{what}": value for way, what, value in (
-        ("load", "bytes", 100), ("load", "time", 0.5), ("store", "bytes", 20), ("store", "time", 0.25))}
+    names = {
+        f"vllm:kv_offload_{way}_{what}": value
+        for way, what, value in (
+            ("load", "bytes", 100),
+            ("load", "time", 0.5),
+            ("store", "bytes", 20),
+            ("store", "time", 0.25),
+        )
+    }
     payload = {"types": dict.fromkeys(names, "counter"), "data": {name: {(): value} for name, value in names.items()}}
     assert build("OffloadingConnector", payload).moved() == (120, 0.75)
     assert build("OffloadingConnector").moved() is None
@@ -397,7 +404,7 @@ def test_an_unknown_child_is_an_error_that_names_it() -> None:
 def test_a_child_without_stats_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent:
         @classmethod
-        def build_kv_connector_stats(cls, data: Any = None) -> None:
+        def build_kv_connector_stats(cls, data: Any = None) -> None:  # noqa: ARG003 - as the factory calls it
             return None
 
     monkeypatch.setitem(KVConnectorFactory._loaders, "SilentConnector", lambda: Silent)

@@ -132,9 +132,7 @@ def test_a_registered_name_wins_over_a_module_path(module: str) -> None:
     assert module not in sys.modules
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [("no_such_module", "PageConnector"), ("kvxfer_pages", "NoSuchConnector")]
-)
+@pytest.mark.parametrize(("path", "name"), [("no_such_module", "PageConnector"), ("kvxfer_pages", "NoSuchConnector")])
 def test_a_class_that_cannot_be_loaded_is_named_with_its_place(module: str, path: str, name: str) -> None:
     assert module
     wanted = f"Connector '{name}' cannot be loaded from {path}:{name}: "

@@ -1,7 +1,6 @@
 """Connector classes of somebody else, written as vLLM's are: they work, and where they fail it costs nobody else."""
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,7 +81,7 @@ class TwoKindsConnector:
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaders: dict[str, Callable[[], Any]] = dict(KVConnectorFactory._loaders)
+    loaders: dict[str, Any] = dict(KVConnectorFactory._loaders)
     for connector in (ListConnector, BareConnector, FailingRejectedConnector, FailingCopyConnector, TwoKindsConnector):
         loaders[connector.__name__] = lambda connector=connector: connector
     monkeypatch.setattr(KVConnectorFactory, "_loaders", loaders)

@@ -15,6 +15,7 @@ from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.errors import ConfigError, EndpointError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.interval import Interval
 from kvxfer.publisher import StatsPublisher
 from kvxfer.stats import KVConnectorStats
 
@@ -46,9 +47,27 @@ class ListConnector:
         return ListStats(data or {})
 
 
+class Keeping:
+    """An exporter that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.intervals: list[Interval] = []
+
+    def export(self, interval: Interval) -> None:
+        self.intervals.append(interval)
+
+    def close(self) -> None:
+        pass
+
+
+def collecting(endpoint: str) -> Collector:
+    """A collector of one interval, which ends when it stops."""
+    return Collector(CollectorConfig(endpoint=endpoint, group_by=(), interval_seconds=600.0), [Keeping()])
+
+
 @pytest.fixture
 def collector(ipc_endpoint: str) -> Iterator[Collector]:
-    with Collector(CollectorConfig(endpoint=ipc_endpoint, group_by=())) as running:
+    with collecting(ipc_endpoint) as running:
         yield running
 
 
@@ -64,13 +83,14 @@ def publisher(collector: Collector, connector: str = "NixlConnector", **options:
 
 
 def reduced(collector: Collector) -> dict[str, Any]:
-    """What one group holds when all is in."""
+    """What the one group holds when all is in."""
     collector.stop()
-    snapshot = collector.snapshot()
-    assert snapshot.pipeline.reports_rejected == {}
-    assert snapshot.pipeline.reports_lost == 0
-    assert len(snapshot.groups) <= 1
-    return dict(snapshot.groups[0].stats.reduce()) if snapshot.groups else {}
+    keeping: Any = collector._exporters[0]
+    (interval,) = keeping.intervals
+    assert interval.pipeline.reports_rejected == {}
+    assert interval.pipeline.reports_lost == 0
+    assert len(interval.groups) <= 1
+    return dict(interval.groups[0].stats.reduce()) if interval.groups else {}
 
 
 def test_what_is_recorded_arrives_when_the_block_ends(collector: Collector) -> None:
@@ -146,9 +166,7 @@ def test_what_is_recorded_into_stats_that_are_no_rows_arrives(collector: Collect
 def test_four_threads_that_record_and_one_that_flushes_lose_nothing(collector: Collector) -> None:
     with publisher(collector, flush_seconds=0.02) as worker:
         record = worker.stats.record_transfer
-        threads = [
-            threading.Thread(target=lambda: [record(1, 2, 3, 4) for _ in range(5_000)]) for _ in range(4)
-        ]
+        threads = [threading.Thread(target=lambda: [record(1, 2, 3, 4) for _ in range(5_000)]) for _ in range(4)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -178,7 +196,7 @@ def test_what_was_recorded_before_the_collector_came_arrives(ipc_endpoint: str) 
     assert not worker.flush()
     assert "unsent=1 (1..1) sent=0" in repr(worker)
     worker.stats.record_failed_transfer()
-    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector:
+    with collecting(ipc_endpoint) as collector:
         worker.close()
     assert reduced(collector)["Num failed transfers"] == 2
 
@@ -207,7 +225,7 @@ def test_a_closed_publisher_takes_calls_and_opens_nothing_again(collector: Colle
 @pytest.mark.parametrize(
     "unreadable",
     [{"transfer_duration": {"a": 1}}, {"num_failed_transfers": "three"}, {"x": object()}, object(), None, 3],
-    ids=str,
+    ids=["field", "count", "value", "object", "nothing", "number"],
 )
 def test_a_push_that_cannot_be_read_is_said_once_counted_as_cut_and_harms_nobody(
     collector: Collector, caplog: pytest.LogCaptureFixture, unreadable: Any
@@ -256,7 +274,7 @@ def test_stats_of_a_connector_that_only_the_worker_knows_are_rejected_by_the_col
     ],
 )
 def test_an_endpoint_that_is_none_is_said_by_the_constructor(endpoint: str) -> None:
-    with pytest.raises(EndpointError, match="expected ipc://PATH or tcp://HOST:PORT|has 108 bytes"):
+    with pytest.raises(EndpointError, match=r"expected ipc://PATH or tcp://HOST:PORT|has 108 bytes"):
         StatsPublisher("NixlConnector", endpoint).close(0.0)
 
 
@@ -275,6 +293,4 @@ def test_a_connector_whose_name_no_report_holds_is_said_by_the_constructor(ipc_e
 def test_a_publisher_reads_itself(ipc_endpoint: str) -> None:
     with StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=60.0, linger=0.0) as worker:
         worker.push({"num_failed_transfers": 1})
-        assert repr(worker) == (
-            f"<StatsPublisher NixlConnector -> {ipc_endpoint} <Outbox open=1 unsent=0 sent=0>>"
-        )
+        assert repr(worker) == (f"<StatsPublisher NixlConnector -> {ipc_endpoint} <Outbox open=1 unsent=0 sent=0>>")
