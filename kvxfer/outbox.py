@@ -72,6 +72,10 @@ class Outbox:
         self._open_bytes += size
         self._num_open += 1
 
+    def count_cut(self, number: int) -> None:
+        """Count observations that could not be taken in; the next report tells."""
+        self._cut += number
+
     def _would_overflow(self, num_values: int, size: int) -> bool:
         held = self._open.num_values() if self._open is not None else 0
         folds = 0 < held <= PACK_ABOVE < held + num_values

@@ -104,12 +104,17 @@ class StatsPublisher:
         Takes any vLLM-style object. What cannot be read is logged once and counted as cut.
         """
         self._check_pid()
-        with self._never_harming():
+        now = time.time()
+        try:
             part = self._copy(stats)
             if part is not None and not part.is_empty():
                 with self._lock:
-                    self._outbox.observe(part, time.time())
-                self._wake.set()
+                    self._outbox.observe(part, now)
+        except Exception as error:  # noqa: BLE001 - a class of somebody else, or a payload that is none
+            self._warn(error)
+            with self._lock:
+                self._outbox.count_cut(1)
+        self._wake.set()
 
     def _copy(self, stats: Any) -> KVConnectorStats | None:  # noqa: ANN401 - any vLLM-style object
         payload = stats if isinstance(stats, Mapping) else _payload_of(stats)
@@ -221,10 +226,13 @@ class StatsPublisher:
         """Telemetry that fails is logged once; the host goes on."""
         try:
             yield
-        except Exception:
-            if not self._warned:
-                self._warned = True
-                logger.exception("kvxfer cannot publish stats of %s; this is said once", self.connector)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning("kvxfer cannot publish stats of %s: %r; this is said once", self.connector, error)
 
     # --- fork
 

@@ -82,21 +82,24 @@ class KVConnectorLogging:
         self.transfer_stats_accumulator = None
 
     def observe(self, transfer_stats_data: dict[str, Any]) -> None:
-        """Merge a payload of the connector."""
+        """Merge a payload of the connector; one that cannot be read is left out, with one warning: serving goes on."""
         if self.connector_cls is None:
             return
-        stats = self.connector_cls.build_kv_connector_stats(transfer_stats_data)
-        if stats is None:
-            self._warn_once()
-        elif self.transfer_stats_accumulator is None:
-            self.transfer_stats_accumulator = stats
-        elif not stats.is_empty():
-            self.transfer_stats_accumulator = self.transfer_stats_accumulator.aggregate(stats)
+        try:
+            stats = self.connector_cls.build_kv_connector_stats(transfer_stats_data)
+            if stats is None:
+                self._warn_once("it builds none")
+            elif self.transfer_stats_accumulator is None:
+                self.transfer_stats_accumulator = stats
+            elif not stats.is_empty():
+                self.transfer_stats_accumulator = self.transfer_stats_accumulator.aggregate(stats)
+        except Exception as error:  # noqa: BLE001 - the front end of an engine must not end by its telemetry
+            self._warn_once(repr(error))
 
-    def _warn_once(self) -> None:
+    def _warn_once(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            logger.warning("%s collects KV transfer stats but builds none: they are not logged", self.connector_cls)
+            logger.warning("KV transfer stats of %s are not logged: %s", self.connector_cls, reason)
 
     def log(self, log_fn: Callable[[str], object] = logger.info) -> None:
         """Log one line of what was observed and begin anew; nothing for nothing."""

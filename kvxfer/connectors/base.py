@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from kvxfer.distribution import DistributionState
-from kvxfer.stats import KVConnectorStats
+from kvxfer.fields import Counter, Distribution
+from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.units import mib, ms
 
 
@@ -17,6 +18,18 @@ class Connector:
     def build_kv_connector_stats(cls, data: Mapping[str, Any] | None = None) -> KVConnectorStats | None:
         """The stats of a payload, empty ones without; None would say that this connector has none."""
         return cls.stats_class(dict(data or {}))
+
+
+class MovedBytesStats(TransferStats):
+    """What every connector that moves bytes between two processes measures; it adds its own fields and its row."""
+
+    transfer_duration = Distribution("s", "From the start of a transfer to its completion.")
+    bytes_transferred = Distribution("By", "Bytes of one transfer.")
+    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
+
+    def record_failed_transfer(self) -> None:
+        """Count a failed transfer."""
+        self.num_failed_transfers.add(1)
 
 
 def milliseconds(label: str, durations: DistributionState) -> dict[str, float]:

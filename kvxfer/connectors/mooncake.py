@@ -2,32 +2,24 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, mebibytes, milliseconds
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
 from kvxfer.fields import Counter, Distribution
 from kvxfer.rows import Row
-from kvxfer.stats import TransferStats
 
 
-class MooncakeConnectorStats(TransferStats):
+class MooncakeConnectorStats(MovedBytesStats):
     """Transfers of one Mooncake engine, and what failed; the reduced keys are vLLM 0.33's."""
 
-    transfer_duration = Distribution("s", "Duration of a transfer.")
-    bytes_transferred = Distribution("By", "Bytes of one transfer.")
     num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
-    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
     num_failed_recvs = Counter("{request}", "Receptions that failed.")
     num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
     record_transfer = Row(
-        transfer_duration,
-        bytes_transferred,
+        MovedBytesStats.transfer_duration,
+        MovedBytesStats.bytes_transferred,
         num_descriptors,
-        duration=transfer_duration,
-        size=bytes_transferred,
+        duration=MovedBytesStats.transfer_duration,
+        size=MovedBytesStats.bytes_transferred,
     )
-
-    def record_failed_transfer(self) -> None:
-        """Count a failed transfer."""
-        self.num_failed_transfers.add(1)
 
     def record_failed_recv(self) -> None:
         """Count a failed reception."""

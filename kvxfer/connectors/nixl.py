@@ -2,36 +2,28 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, mebibytes, milliseconds
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
 from kvxfer.fields import Counter, Distribution
 from kvxfer.rows import Row
-from kvxfer.stats import TransferStats
 
 
-class NixlConnectorStats(TransferStats):
+class NixlConnectorStats(MovedBytesStats):
     """Transfers of one NIXL agent, and what failed; the reduced keys are vLLM 0.33's."""
 
-    transfer_duration = Distribution("s", "From the post of a transfer to its completion.")
     post_duration = Distribution("s", "Time that posting the transfer took.")
-    bytes_transferred = Distribution("By", "Bytes of one transfer.")
     num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
-    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
     num_failed_notifications = Counter("{notification}", "Notifications that could not be sent.")
     num_failed_handshakes = Counter("{handshake}", "Handshakes with another engine that failed.")
     num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
     num_notifications_after_expiry = Counter("{notification}", "Notifications of pulls that came after expiry.")
     record_transfer = Row(
-        transfer_duration,
+        MovedBytesStats.transfer_duration,
         post_duration,
-        bytes_transferred,
+        MovedBytesStats.bytes_transferred,
         num_descriptors,
-        duration=transfer_duration,
-        size=bytes_transferred,
+        duration=MovedBytesStats.transfer_duration,
+        size=MovedBytesStats.bytes_transferred,
     )
-
-    def record_failed_transfer(self) -> None:
-        """Count a failed transfer."""
-        self.num_failed_transfers.add(1)
 
     def record_failed_notification(self) -> None:
         """Count a failed notification."""

@@ -2,30 +2,22 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, mebibytes, milliseconds
-from kvxfer.fields import Counter, Distribution
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
+from kvxfer.fields import Distribution
 from kvxfer.rows import Row
-from kvxfer.stats import TransferStats
 
 
-class SharedMemoryConnectorStats(TransferStats):
+class SharedMemoryConnectorStats(MovedBytesStats):
     """Copies of one decode worker, and what failed; the reduced keys are worded as vLLM's."""
 
-    transfer_duration = Distribution("s", "Time that copying the blocks took.")
-    bytes_transferred = Distribution("By", "Bytes of one transfer.")
     num_blocks = Distribution("{block}", "KV blocks of one transfer.")
-    num_failed_transfers = Counter("{transfer}", "Transfers whose bytes did not arrive as they were sent.")
     record_transfer = Row(
-        transfer_duration,
-        bytes_transferred,
+        MovedBytesStats.transfer_duration,
+        MovedBytesStats.bytes_transferred,
         num_blocks,
-        duration=transfer_duration,
-        size=bytes_transferred,
+        duration=MovedBytesStats.transfer_duration,
+        size=MovedBytesStats.bytes_transferred,
     )
-
-    def record_failed_transfer(self) -> None:
-        """Count a failed transfer."""
-        self.num_failed_transfers.add(1)
 
     def reduce(self) -> dict[str, Any]:
         """The keys of vLLM's line, with blocks for descriptors."""
