@@ -7,8 +7,8 @@ so a machine of two cores gives each its own.
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
-from multiprocessing.queues import Queue
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -19,6 +19,9 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.transport import PullSocket
 from kvxfer.wire import Report, decode, encode
+
+if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
 
 UNIT = "reports/s"
 

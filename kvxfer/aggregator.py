@@ -77,6 +77,7 @@ class Aggregator:
         self.due = now + config.interval_seconds
         """When the interval ends, in Unix seconds."""
         self._sources: dict[bytes, _KnownSource] = {}
+        self._gone: dict[bytes, None] = {}
         # The sources with numbers of their own, and those of them that reported in this interval.
         self._viewed: dict[Place, _KnownSource] = {}
         self._touched: dict[Place, _KnownSource] = {}
@@ -132,15 +133,15 @@ class Aggregator:
         if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
             self._make_room_for_a_view()
         if place in self._viewed or len(self._viewed) < self._config.max_source_views:
-            self._viewed[place] = self._touched[place] = known
             held = known.stats.get(report.connector)
             known.stats[report.connector] = stats if held is None else held.aggregate(stats)
+            self._viewed[place] = self._touched[place] = known
 
     def _make_room_for_a_view(self) -> None:
-        gone = (
-            place for place, known in self._viewed.items() if known.final_seq is not None and place not in self._touched
-        )
-        place = next(gone, None)
+        if not self._gone:
+            return
+        ended = (place for place, known in self._viewed.items() if known.final_seq is not None)
+        place = next((place for place in ended if place not in self._touched), None)
         if place is not None:
             self._viewed.pop(place).totals.pop(place.connector, None)
 
@@ -154,11 +155,13 @@ class Aggregator:
         return self._sources.setdefault(encoded, _KnownSource(source))
 
     def _evict(self) -> None:
-        gone = next((encoded for encoded, known in self._sources.items() if known.final_seq is not None), None)
-        if gone is None:
+        if not self._gone:
             message = f"{len(self._sources)} sources are known already"
             raise TooManySourcesError(message)
-        del self._sources[gone]
+        gone = next(iter(self._gone))
+        del self._sources[gone], self._gone[gone]
+        for ranks in self._total_ranks.values():
+            ranks.discard(gone)
 
     def _part(self, goodbye: Goodbye) -> None:
         known = self._known(goodbye.source)
@@ -167,6 +170,7 @@ class Aggregator:
             message = f"a goodbye that claims {missing} reports which never came"
             raise ImplausibleError(message)
         known.final_seq = max(goodbye.seq, known.final_seq or 0)
+        self._gone[goodbye.source] = None
         self._settle(known)
 
     def _settle(self, known: _KnownSource) -> None:
@@ -187,18 +191,16 @@ class Aggregator:
 
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
-        views = [
-            SourceView(known.source, place.connector, known.stats.pop(place.connector), known.clock_offset)
-            for place, known in self._touched.items()
-            if place.connector in known.stats
-        ]
+        views = []
+        for place, known in self._touched.items():
+            stats = known.stats.pop(place.connector)
+            views.append(SourceView(known.source, place.connector, stats, known.clock_offset))
+            self._add_to_total(known.totals, place.connector, stats)
         groups, ranks = self._groups, self._ranks
         interval = Interval(self._start, now, self._as_groups(groups, ranks), tuple(views), self.pipeline())
-        for key, stats in groups.items():
-            self._add_to_total(self._totals, key, stats)
+        for key, merged in groups.items():
+            self._add_to_total(self._totals, key, merged)
             self._total_ranks.setdefault(key, set()).update(ranks[key])
-        for view, known in zip(views, self._touched.values(), strict=False):
-            self._add_to_total(known.totals, view.connector, view.stats)
         self._touched, self._groups, self._ranks = {}, {}, {}
         self._start = now
         if now >= self.due:

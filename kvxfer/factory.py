@@ -3,6 +3,7 @@
 import importlib
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, Protocol, cast
 
@@ -41,7 +42,7 @@ class KVConnectorFactory:
         if name in cls._loaders:
             message = f"Connector '{name}' is already registered."
             raise ConfigError(message)
-        cls._loaders[name] = lambda: _load(name, module_path, class_name)
+        cls._loaders[name] = partial(_load, name, module_path, class_name)
 
     @classmethod
     def get_connector_class(cls, kv_transfer_config: TransferConfig) -> ConnectorClass:
@@ -80,7 +81,8 @@ class KVConnectorFactory:
             if cls._searched:
                 return
             for entry in entry_points(group=ENTRY_POINT_GROUP):
-                cls._loaders.setdefault(entry.name, entry.load)
+                module, _, attribute = entry.value.partition(":")
+                cls._loaders.setdefault(entry.name, partial(_load, entry.name, module, attribute))
             cls._searched = True
 
 

@@ -15,6 +15,7 @@ byte  meaning
 """
 
 import math
+import sys
 from struct import Struct
 from typing import Final
 
@@ -105,7 +106,7 @@ def _unpack_histogram(packed: bytes) -> Histogram:
         and counts.min(initial=0) >= 0
         and LOWEST_INDEX <= offset <= offset + counts.size <= HIGHEST_INDEX + 1
         and 0 <= smallest <= largest < math.inf
-        and smallest * count * (1 - _SLACK) <= total <= largest * count * (1 + _SLACK)
+        and min(smallest * count * (1 - _SLACK), sys.float_info.max) <= total <= largest * count * (1 + _SLACK)
         and total < math.inf
     )
     if not plausible:

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import logging
+import math
 import os
 import platform
 import threading
@@ -23,7 +24,7 @@ from kvxfer.outbox import Outbox
 from kvxfer.reporting import join_kv_transfer_group
 from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.transport import PushSocket, check_endpoint
-from kvxfer.wire import Source, decode_payload, decode_source, encode, encode_payload
+from kvxfer.wire import MAX_NAME, Source, decode_payload, decode_source, encode, encode_payload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,7 +44,7 @@ class StatsPublisher:
     collector or not. Leaving the context, or the process by any exit that runs Python's exit handlers, sends what is
     left within ``linger`` seconds. A forked child publishes as a source of its own.
 
-    Raises `ConfigError` for unusable labels, `EndpointError` for an endpoint that is none.
+    Raises `ConfigError` for unusable labels, name or seconds, `EndpointError` for an endpoint that is none.
     """
 
     def __init__(
@@ -56,6 +57,12 @@ class StatsPublisher:
         linger: float = 1.0,
     ) -> None:
         """Start publishing; the socket connects in the background."""
+        if not 0 < len(connector) <= MAX_NAME:
+            message = f"the connector's name has {len(connector)} characters, it may have 1 to {MAX_NAME}"
+            raise ConfigError(message)
+        if not 0 < flush_seconds < math.inf:
+            message = f"flush_seconds must be a number above 0, got {flush_seconds}"
+            raise ConfigError(message)
         self.connector = connector
         self.endpoint = endpoint or default_endpoint()
         check_endpoint(self.endpoint)
@@ -104,6 +111,8 @@ class StatsPublisher:
         Takes any vLLM-style object. What cannot be read is logged once and counted as cut.
         """
         self._check_pid()
+        if self._closing:
+            return
         now = time.time()
         try:
             part = self._copy(stats)
@@ -130,7 +139,9 @@ class StatsPublisher:
         Returns whether everything was handed to the socket, waiting for it at most ``timeout`` seconds.
         """
         self._check_pid()
-        deadline = time.monotonic() + timeout
+        return self._outbox.is_idle if self._closing else self._flush_until(time.monotonic() + timeout)
+
+    def _flush_until(self, deadline: float) -> bool:
         with self._never_harming():
             self._flush()
             while not self._send() and self._wait_writable(deadline):
@@ -145,8 +156,8 @@ class StatsPublisher:
         deadline = time.monotonic() + (self._linger if timeout is None else timeout)
         self._wake.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
+        self._flush_until(deadline)
         with self._never_harming():
-            self.flush(max(0.0, deadline - time.monotonic()))
             self._part(deadline)
         self._finalizer.cancel()
         _publishers.discard(self)
@@ -181,13 +192,24 @@ class StatsPublisher:
 
     def _flush(self) -> None:
         """Move what was recorded into the outbox and close the open interval, if there is room."""
-        drained = self._stats.drain(for_report=True) if isinstance(self._stats, TransferStats) else None
+        drained = self._drain()
         now = time.time()
         with self._lock:
             if drained is not None and not drained.is_empty():
                 self._outbox.observe(drained, now)
             self._outbox.flush(now)
             self._next_flush = time.monotonic() + self._flush_seconds
+
+    def _drain(self) -> KVConnectorStats | None:
+        stats = self._stats
+        if isinstance(stats, TransferStats):
+            return stats.drain(for_report=True)
+        if stats is None or stats.is_empty():
+            return None
+        # Stats that cannot be drained in one step: what another thread records in between is theirs to guard.
+        part = self._copy(stats)
+        stats.reset()
+        return part
 
     def _send(self) -> bool:
         """Hand over what the socket takes now; whether nothing is left."""

@@ -1,6 +1,6 @@
 """What a counter, a gauge and a labelled field hold. Only state and merging live here, as in `distribution`."""
 
-import math
+import sys
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar, Final, Protocol
@@ -14,6 +14,7 @@ OTHER: Final = "other"
 
 _LARGEST_STEP: Final = 2.0**53
 _BEYOND_INT: Final = 2**63
+_LARGEST_FLOAT: Final = sys.float_info.max
 
 
 class State(Protocol):
@@ -182,7 +183,8 @@ class GaugeState:
     def set(self, value: float) -> None:
         """Note the level as it is now; a value that is not finite is counted in ``rejected``."""
         number = as_number(value)
-        if number is not None and math.isfinite(number):
+        # An int beyond all floats is no level of anything.
+        if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
             self.value = number
         else:
             self.rejected += 1
@@ -257,7 +259,10 @@ class LabelledState:
         """Tell whether both hold the same in every label set."""
         if not isinstance(other, LabelledState):
             return NotImplemented
-        return self.children == other.children
+        return self._held() == other._held()
+
+    def _held(self) -> dict[tuple[str, ...], Any]:
+        return {values: child for values, child in self.children.items() if not child.is_empty}
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -136,7 +136,9 @@ class TransferStats(KVConnectorStats):
         if state is new:
             state.settle = self.fold
             self._waiting.append(getattr(state, "pending", state))
-            vars(self)[name] = state
+            # An undeclared field, whose name a peer chose, is no attribute.
+            if name in self.fields or name == "rejected_observations":
+                vars(self)[name] = state
         return state
 
     def recorder(self, name: str) -> Callable[..., None]:
@@ -195,7 +197,7 @@ class TransferStats(KVConnectorStats):
         """The state of a declared field, or of one that only a newer worker knows and that is carried on."""
         if name in self.fields or name == "rejected_observations":
             return self.state(name)
-        room = sum(1 for field in self.data if field not in self.fields) < MAX_CARRIED
+        room = isinstance(name, str) and sum(1 for field in self.data if field not in self.fields) < MAX_CARRIED
         if room and isinstance(value, bytes | list):
             return self._join(name, DistributionState())
         return self._join(name, CounterState()) if room and isinstance(value, int | float) else None

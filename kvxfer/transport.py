@@ -16,7 +16,8 @@ from kvxfer.errors import EndpointError
 from kvxfer.wire import MAX_FRAME_BYTES
 
 IPC: Final = "ipc://"
-_TCP: Final = re.compile(r"tcp://.+:(\d+|\*)")
+_TCP: Final = re.compile(r"tcp://.+:(\d{1,5}|\*)")
+_LAST_PORT: Final = 65_535
 
 MAX_IPC_PATH: Final = 107
 """Bytes of a path that fit into a ``sockaddr_un`` of Linux."""
@@ -31,21 +32,28 @@ _RECONNECT_MS: Final = 10
 _RECONNECT_MAX_MS: Final = 1000
 
 
-def check_endpoint(endpoint: str) -> None:
-    """Raise `EndpointError` unless it is ``ipc://PATH`` (of at most 107 bytes) or ``tcp://HOST:PORT``."""
+def check_endpoint(endpoint: str, *, to_bind: bool = False) -> None:
+    """Raise `EndpointError` unless it is ``ipc://PATH`` (of at most 107 bytes) or ``tcp://HOST:PORT``.
+
+    ``to_bind``: the port may be ``*``, for any that is free.
+    """
     if endpoint.startswith(IPC):
-        path = endpoint.removeprefix(IPC)
-        size = len(os.fsencode(path))
-        if path == "*" or path.startswith("@") or "\0" in path:
-            message = f"{endpoint!r} names no file: give a path"
-            raise EndpointError(message)
-        if not 0 < size <= MAX_IPC_PATH:
-            message = (
-                f"the path of {endpoint} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"
-            )
-            raise EndpointError(message)
-    elif not _TCP.fullmatch(endpoint):
+        _check_path(endpoint.removeprefix(IPC))
+        return
+    match = _TCP.fullmatch(endpoint)
+    port = match.group(1) if match else ""
+    if not (port == "*" and to_bind) and not (port.isdigit() and int(port) <= _LAST_PORT):
         message = f"expected ipc://PATH or tcp://HOST:PORT, got {endpoint!r}"
+        raise EndpointError(message)
+
+
+def _check_path(path: str) -> None:
+    size = len(os.fsencode(path))
+    if path == "*" or path.startswith("@") or "\0" in path:
+        message = f"{IPC}{path!r} names no file: give a path"
+        raise EndpointError(message)
+    if not 0 < size <= MAX_IPC_PATH:
+        message = f"the path of {IPC}{path} has {size} bytes, a socket's may have 1 to {MAX_IPC_PATH}: choose another"
         raise EndpointError(message)
 
 
@@ -98,7 +106,7 @@ class PullSocket:
 
     def __init__(self, endpoint: str) -> None:
         """Bind."""
-        check_endpoint(endpoint)
+        check_endpoint(endpoint, to_bind=True)
         self._lock = _lock_path(Path(endpoint.removeprefix(IPC))) if endpoint.startswith(IPC) else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)

@@ -25,8 +25,11 @@ VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 1 << 20
 """A report is a few kB; 5 MB of nested empty lists cost 1.2 s and 350 MB to decode."""
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-_Label = Annotated[str, msgspec.Meta(max_length=200)]
+MAX_NAME: Final = 200
+"""Characters of a connector's name or a label."""
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
+_Label = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 _Seq = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 

@@ -57,7 +57,7 @@ class OffloadingConnectorStats(KVConnectorStats):
             raise StatsError(message)
         for name, children in metrics.items():
             self._load_metric(str(name), types.get(name), children)
-        self.data["info"].update(list(facts.items())[:MAX_METRICS])
+        self._take_facts(facts)
         refused = as_number(payload.get("rejected", 0))
         self._rejected += int(refused) if refused is not None and 0 <= refused < 2**53 else 1
 
@@ -95,8 +95,15 @@ class OffloadingConnectorStats(KVConnectorStats):
                 self._rejected += 1
             else:
                 mine.merge(state)
-        self.data["info"].update(list(other.data["info"].items())[: MAX_METRICS - len(self.data["info"])])
+        self._take_facts(other.data["info"])
         return self
+
+    def _take_facts(self, facts: dict[str, Any]) -> None:
+        """Keep the newest value of each fact, and new ones where there is room."""
+        held = self.data["info"]
+        for name, value in facts.items():
+            if name in held or len(held) < MAX_METRICS:
+                held[name] = value
 
     def is_empty(self) -> bool:
         """Whether there is neither a metric nor a fact."""
