@@ -87,7 +87,7 @@ class StatsPublisher:
         self._closing = False
         self._socket: PushSocket | None = None
         now = time.time()
-        self.source = Source(uuid.uuid4().hex, platform.node()[:200], self._pid, now, self.labels)
+        self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
         self._outbox = Outbox(self.source, self.connector, now)
         self._next_flush = time.monotonic() + self._flush_seconds
         join_kv_transfer_group(1)
@@ -100,7 +100,9 @@ class StatsPublisher:
     def stats(self) -> Any:  # noqa: ANN401 - the class of the connector
         """The stats to record into; raises `UnknownConnectorError` for a connector that is not registered."""
         if self._stats is None:
-            self._stats = KVConnectorFactory.get_connector_class_by_name(self.connector).build_kv_connector_stats()
+            connector = KVConnectorFactory.get_connector_class_by_name(self.connector)
+            with self._lock:  # of several threads that ask at once, all get the same object
+                self._stats = self._stats or connector.build_kv_connector_stats()
         return self._stats
 
     # --- the worker's calls
