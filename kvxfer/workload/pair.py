@@ -4,7 +4,6 @@ One request at a time goes parent -> prefill -> decode -> parent; decode tells p
 connection that ends ends the process behind it, so that none outlives its parent.
 """
 
-import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -53,8 +52,6 @@ def run_decode(config: PairConfig, prefill: Connection, parent: Connection) -> N
 
 
 def _run(end: Callable[[], None]) -> None:
-    # Ctrl-C reaches the whole process group: the parent ends the run, and with it these.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         end()
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,11 +1,13 @@
 """Runs a workload: pairs of prefill and decode processes, requests handed out at their time, the tally at the end."""
 
+import signal
 import time
-from collections.abc import Callable, Iterable
-from multiprocessing import get_context
-from multiprocessing.connection import wait
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgspec
 
@@ -62,7 +64,8 @@ class Workload:
         self._pairs: list[_Pair] = []
         try:
             for rank in range(workers):
-                self._pairs.append(_Pair(connector, endpoint, shape, rank))
+                with _interrupts_held():
+                    self._pairs.append(_Pair(connector, endpoint, shape, rank))
         except BaseException:
             self.close()
             raise
@@ -121,9 +124,10 @@ class Workload:
 
     def close(self) -> None:
         """End all processes and remove what they shared."""
-        for pair in self._pairs:
-            pair.close()
-        self._pairs = []
+        with _interrupts_held():
+            for pair in self._pairs:
+                pair.close()
+            self._pairs = []
 
     def __enter__(self) -> "Self":
         """Run within the block."""
@@ -155,11 +159,19 @@ class _Pair:
             target=run_decode, args=(config, decode_end, progress_end), name=f"decode-{rank}", daemon=True
         )
         self.processes: list[Any] = [prefill, decode]
-        for process in self.processes:
-            process.start()
-        # The children hold these ends now: an end that is open here too would never be seen to close.
-        for end in (request_end, prefill_end, decode_end, progress_end):
-            end.close()
+        self._start((request_end, prefill_end, decode_end, progress_end))
+
+    def _start(self, child_ends: Iterable[Connection]) -> None:
+        try:
+            for process in self.processes:
+                process.start()
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            # The children hold these ends now: an end that is open here too would never be seen to close.
+            for end in child_ends:
+                end.close()
 
     def send(self, hash_ids: tuple[int, ...] | None) -> None:
         """Hand a request to prefill, or with None tell it that there are no more."""
@@ -180,21 +192,38 @@ class _Pair:
         else:
             self.recorded = message
 
-    def blame(self) -> None:
+    def blame(self) -> NoReturn:
         """Raise for the process of this pair that ended first."""
-        for process in self.processes:
-            process.join(_END_SECONDS)
-        ended = [process for process in self.processes if process.exitcode is not None]
-        culprit = min(ended or self.processes, key=lambda process: process.exitcode in (0, PEER_ENDED))
+        guilty: list[Any] = []
+        for _ in self.processes:  # the one seen first may have ended because of the other
+            alive = {process.sentinel: process for process in self.processes if process.exitcode is None}
+            for ended in wait(list(alive), _END_SECONDS):
+                alive[ended].join(_END_SECONDS)  # a sentinel fires a moment before there is an exit code
+            guilty = [process for process in self.processes if process.exitcode not in (None, 0, PEER_ENDED)]
+            if guilty:
+                break
+        culprit = (guilty or self.processes)[0]
         message = f"{culprit.name} ended with exit code {culprit.exitcode} before its work was done"
-        raise KVXferError(message)
+        raise KVXferError(message) from None
 
     def close(self) -> None:
         """End both processes, the sooner the less they have to lose, and remove what they shared."""
         self.requests.close()
         self.progress.close()
-        for process in reversed(self.processes):
+        started = [process for process in self.processes if process.pid is not None]
+        for process in reversed(started):
             process.join(_END_SECONDS if self.recorded is not None else 0)
             process.kill()
             process.join()
         self.mover.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back in this thread, and for ever in the processes started meanwhile: the parent ends the run."""
+    resource_tracker.ensure_running()  # its start, else part of the first process's, would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
