@@ -3,14 +3,13 @@
 Through worker processes and a socket they go in ``tests/process``.
 """
 
-import json
 import math
 import random
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from captured import ESTIMATED, NAMES, PAYLOADS, expected
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig, KVTransferConfig
@@ -19,27 +18,7 @@ from kvxfer.outbox import Outbox
 from kvxfer.reporting import KVConnectorLogging, format_line
 from kvxfer.wire import Source
 
-PAYLOADS = Path(__file__).resolve().parents[2] / "shared" / "payloads"
-NAMES = (
-    "nixl",
-    "multi",
-    "offloading",
-    "made_nixl",
-    "made_nixl_large",
-    "made_mooncake",
-    "made_offloading",
-    "made_multi",
-)
-# More values than a distribution keeps one by one: there its percentiles are within 1.1 %.
-ESTIMATED = {"made_nixl_large": {"P90 xfer time (ms)", "P90 post time (ms)"}}
-
 pytestmark = pytest.mark.skipif(not PAYLOADS.exists(), reason="the captured payloads are not beside this checkout")
-
-
-def expected(name: str) -> dict[str, Any]:
-    file = "made_expected.json" if name.startswith("made_") else "expected.json"
-    found: dict[str, Any] = json.loads((PAYLOADS / file).read_text())[name]
-    return found
 
 
 def payloads(name: str) -> list[dict[str, Any]]:

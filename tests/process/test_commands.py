@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captured import TRACE, counted_by_hand
 
 from kvxfer.exporters.jsonl import read_records
 from kvxfer.publisher import StatsPublisher
 
-TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "conversation_trace.jsonl"
 KVXFER = [sys.executable, "-m", "kvxfer"]
 BLOCK_BYTES = 32 * 1024
 
@@ -27,18 +27,6 @@ def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProce
         check=False,
         env={**os.environ, **environment},
     )
-
-
-def count_by_hand(path: Path) -> tuple[int, int, int]:
-    """Requests, transfers and blocks that a trace implies."""
-    seen: set[int] = set()
-    requests = transfers = 0
-    for line in path.read_text().splitlines():
-        new = set(json.loads(line)["hash_ids"]) - seen
-        seen |= new
-        requests += 1
-        transfers += bool(new)
-    return requests, transfers, len(seen)
 
 
 def check_summary(file: Path, connector: str) -> dict[str, Any]:
@@ -68,12 +56,10 @@ def test_demo_moves_bytes_prints_the_line_and_collects_all_that_was_recorded(tmp
     ],
 )
 def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connector: str) -> None:
-    if not TRACE.exists():
-        pytest.skip("the Mooncake trace is not beside this checkout")
+    requests, transfers, blocks = counted_by_hand()
     options = ("--speed", "600", "--workers", "4", "--connector", name, "--summary-json", tmp_path / "s.json")
     done = run("replay", TRACE, *options)
     assert done.returncode == 0, done.stderr
-    requests, transfers, blocks = count_by_hand(TRACE)
     summary = check_summary(tmp_path / "s.json", connector)
     assert summary["requests"] == requests
     assert summary["collected"]["bytes_transferred"] == {"count": transfers, "sum": blocks * BLOCK_BYTES}

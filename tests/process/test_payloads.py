@@ -1,42 +1,19 @@
 """Real payloads through real publisher processes and a real socket give what vLLM makes of them."""
 
-import json
 import math
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from captured import ESTIMATED, NAMES, PAYLOADS, expected
 
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.interval import Group
 from kvxfer.publisher import StatsPublisher
 from kvxfer.reporting import format_line
-
-PAYLOADS = Path(__file__).resolve().parents[3] / "shared" / "payloads"
-NAMES = (
-    "nixl",
-    "multi",
-    "offloading",
-    "made_nixl",
-    "made_nixl_large",
-    "made_mooncake",
-    "made_offloading",
-    "made_multi",
-)
-# More values than a distribution keeps one by one: these keys are quantiles of a histogram.
-ESTIMATED = {"made_nixl_large": ("P90 xfer time (ms)", "P90 post time (ms)")}
-
-
-def expected(name: str) -> dict[str, Any]:
-    if not PAYLOADS.exists():
-        pytest.skip("the captured payloads are not beside this checkout")
-    file = "made_expected.json" if name.startswith("made_") else "expected.json"
-    found: dict[str, Any] = json.loads((PAYLOADS / file).read_text())[name]
-    return found
 
 
 def publish(name: str, connector: str, endpoint: str, rank: int, ranks: int) -> None:

@@ -1,39 +1,25 @@
 """What a trace implies, counted here by other means; and how a broken one is named."""
 
-import json
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from captured import TRACE, counted_by_hand
 
 from kvxfer.errors import TraceError
 from kvxfer.workload.synthetic import synthetic_requests
 from kvxfer.workload.trace import Request, plan_transfers, read_trace
 
-TRACE = Path(__file__).resolve().parents[3] / "shared" / "traces" / "conversation_trace.jsonl"
 GOOD = '{"timestamp": 5, "input_length": 9, "output_length": 1, "hash_ids": [1, 2]}'
 
 
-def count_by_hand(path: Path) -> tuple[int, int, int]:
-    """Requests, transfers and blocks that a trace implies."""
-    seen: set[int] = set()
-    requests = transfers = 0
-    for line in path.read_text().splitlines():
-        new = set(json.loads(line)["hash_ids"]) - seen
-        seen |= new
-        requests += 1
-        transfers += bool(new)
-    return requests, transfers, len(seen)
-
-
 def test_the_conversation_trace_moves_each_block_once() -> None:
-    if not TRACE.exists():
-        pytest.skip("the Mooncake trace is not beside this checkout")
+    wanted = counted_by_hand()
     planned = list(plan_transfers(read_trace(TRACE)))
     blocks = [block for transfer in planned for block in transfer.blocks]
     assert len(blocks) == len(set(blocks))
     by_hand = (len(planned), sum(1 for transfer in planned if transfer.blocks), len(blocks))
-    assert by_hand == count_by_hand(TRACE) == (12031, 11913, 182790)
+    assert by_hand == wanted == (12031, 11913, 182790)
 
 
 def test_a_request_moves_what_no_request_before_it_had() -> None:
