@@ -14,7 +14,7 @@ import msgspec
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig, default_endpoint
 from kvxfer.interval import Exporter, Interval, Pipeline
-from kvxfer.transport import MAX_DRAIN, PullSocket
+from kvxfer.transport import PullSocket
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,6 +25,8 @@ logger = logging.getLogger("kvxfer")
 _POLL_SECONDS: Final = 0.1
 # A last look for frames that are on their way: workers that closed before us had theirs delivered within this.
 _SETTLE_SECONDS: Final = 0.05
+# Workers that go on sending do not keep a collector from stopping.
+_LAST_SECONDS: Final = 2.0
 
 
 class Collector:
@@ -47,7 +49,8 @@ class Collector:
         self._warned: set[int] = set()
         self._stopping = False
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._looping = False
+        self._finished = threading.Event()
 
     def __repr__(self) -> str:
         """Give endpoint and counts."""
@@ -70,15 +73,15 @@ class Collector:
 
     def start(self) -> "Self":
         """Collect on a thread of this process."""
-        self._thread = threading.Thread(target=self._loop, name="kvxfer-collector", daemon=True)
-        self._thread.start()
+        self._looping = True
+        threading.Thread(target=self._loop, name="kvxfer-collector", daemon=True).start()
         return self
 
     def stop(self) -> None:
         """Take what has arrived, finish the interval, export, close. Later calls do nothing."""
         self._stopping = True
-        if self._thread is not None:
-            self._thread.join()
+        if self._looping:  # the loop's thread owns the socket: it finishes
+            self._finished.wait()
         elif not self._closed:
             self._finish()
 
@@ -104,11 +107,15 @@ class Collector:
         return intervals
 
     def _loop(self) -> None:
+        self._looping = True
         try:
             while not self._stopping:
                 self.poll(_POLL_SECONDS)
         finally:
-            self._finish()
+            try:
+                self._finish()
+            finally:
+                self._finished.set()
 
     def _finish(self) -> None:
         self._closed = True
@@ -123,10 +130,10 @@ class Collector:
             self._socket.close()
 
     def _take_the_rest(self) -> None:
-        while frames := self._socket.drain(_SETTLE_SECONDS):
+        deadline = time.monotonic() + _LAST_SECONDS
+        while (frames := self._socket.drain(_SETTLE_SECONDS)) and time.monotonic() < deadline:
             self._feed(frames)
-            if len(frames) < MAX_DRAIN:
-                break
+        self._feed(frames)
 
     # --- in and out
 

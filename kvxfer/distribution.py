@@ -164,7 +164,7 @@ class DistributionState:
         """The sum of the values, 0 for none; correctly rounded (so in any order the same) while exact."""
         self.settle()
         total = _exact_sum(self._array()) if self._histogram is None else self._histogram.sum
-        return int(total) if self.whole and total < _BEYOND_INT else total
+        return int(total) if self.whole and total < _BEYOND_INT and total.is_integer() else total
 
     @property
     def mean(self) -> float:
@@ -210,7 +210,9 @@ class DistributionState:
         if self._histogram is not None:
             return pack_histogram(self._histogram, whole=self.whole)
         values: list[float] = self._array().tolist()
-        return [int(value) if value < _BEYOND_INT else value for value in values] if self.whole else values
+        if not self.whole:
+            return values
+        return [int(value) if value < _BEYOND_INT and value.is_integer() else value for value in values]
 
     def to_packed(self) -> bytes:
         """The bytes of a report: exact up to `PACK_ABOVE` values, a histogram beyond."""

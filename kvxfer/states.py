@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, Final, Protocol
 
 from kvxfer.errors import StatsError
 
@@ -154,8 +154,7 @@ _MERGES: Final[dict[str, Callable[[float, float], float]]] = {
 class GaugeState:
     """A level that was read; ``merge`` says how two become one: last, max, min or sum."""
 
-    __slots__ = ("_choose", "merge_rule", "rejected", "settle", "value")
-    pending: ClassVar[tuple[float, ...]] = ()
+    __slots__ = ("_choose", "merge_rule", "pending", "rejected", "settle", "value")
 
     def __init__(self, merge_rule: str = "last") -> None:
         """Make a gauge that was not read yet."""
@@ -166,6 +165,8 @@ class GaugeState:
         self._choose = _MERGES[merge_rule]
         self.value: float | None = None
         self.rejected = 0
+        # What was refused since the last fold: only that waits, a value is taken at once.
+        self.pending: list[float] = []
         self.settle: Callable[[], None] = self.fold
 
     def __repr__(self) -> str:
@@ -176,6 +177,8 @@ class GaugeState:
         """Tell whether both stand at the same value."""
         if not isinstance(other, GaugeState):
             return NotImplemented
+        self.fold()
+        other.fold()
         return (self.value, self.rejected, self.merge_rule) == (other.value, other.rejected, other.merge_rule)
 
     __hash__ = None  # type: ignore[assignment]
@@ -187,18 +190,22 @@ class GaugeState:
         if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
             self.value = number
         else:
-            self.rejected += 1
+            self.pending.append(value)
 
     def fold(self) -> None:
-        """Nothing is pending here."""
+        """Count what was refused."""
+        refused = len(self.pending)
+        del self.pending[:refused]
+        self.rejected += refused
 
     @property
     def is_empty(self) -> bool:
         """Whether it was not read."""
-        return self.value is None and not self.rejected
+        return self.value is None and not self.rejected and not self.pending
 
     def merge(self, other: "GaugeState") -> None:
         """Choose between both values by the rule."""
+        other.fold()
         self.rejected += other.rejected
         if other.value is not None:
             self.value = other.value if self.value is None else self._choose(self.value, other.value)
@@ -211,10 +218,12 @@ class GaugeState:
         return taken
 
     def forget_pending(self) -> None:
-        """Nothing is pending here."""
+        """Forget what was refused."""
+        self.pending.clear()
 
     def take_rejected(self) -> int:
         """Take the number of readings refused."""
+        self.fold()
         rejected, self.rejected = self.rejected, 0
         return rejected
 
@@ -337,7 +346,10 @@ def as_number(value: object) -> float | None:
         return None
     if isinstance(value, Integral):
         return int(value)
-    return float(value) if isinstance(value, Real) else None
+    try:
+        return float(value) if isinstance(value, Real) else None
+    except OverflowError:
+        return None
 
 
 def _numbers(payload: Any) -> list[float]:  # noqa: ANN401 - whatever a peer sent

@@ -144,6 +144,8 @@ class PullSocket:
         self._socket.close()
         self._context.term()
         if self._lock is not None:
+            # A forked child holds the same lock: let go of it for all.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
 
