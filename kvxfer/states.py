@@ -165,7 +165,7 @@ class GaugeState:
         self._choose = _MERGES[merge_rule]
         self.value: float | None = None
         self.rejected = 0
-        # What was refused since the last fold: only that waits, a value is taken at once.
+        # What was refused waits here, so that the stats see that there is something to fold.
         self.pending: list[float] = []
         self.settle: Callable[[], None] = self.fold
 
@@ -190,13 +190,12 @@ class GaugeState:
         if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
             self.value = number
         else:
+            self.rejected += 1
             self.pending.append(value)
 
     def fold(self) -> None:
-        """Count what was refused."""
-        refused = len(self.pending)
-        del self.pending[:refused]
-        self.rejected += refused
+        """Forget what waits: it is counted already."""
+        self.pending.clear()
 
     @property
     def is_empty(self) -> bool:
