@@ -1,6 +1,7 @@
 """`Collector`: the receiving end. Owns the socket, the clock and, on request, a thread around an `Aggregator`."""
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -49,6 +50,7 @@ class Collector:
         self._warned: set[int] = set()
         self._stopping = False
         self._closed = False
+        self._pid = os.getpid()
         self._looping = False
         self._finished = threading.Event()
 
@@ -79,6 +81,8 @@ class Collector:
 
     def stop(self) -> None:
         """Take what has arrived, finish the interval, export, close. Later calls do nothing."""
+        if self._pid != os.getpid():  # in a forked child: the collector is the parent's
+            return
         self._stopping = True
         if self._looping:  # the loop's thread owns the socket: it finishes
             self._finished.wait()

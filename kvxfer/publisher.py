@@ -92,7 +92,9 @@ class StatsPublisher:
         self._next_flush = time.monotonic() + self._flush_seconds
         join_kv_transfer_group(1)
         # Children of multiprocessing that are forked leave without atexit, and all of them run these.
-        self._finalizer = multiprocessing_util.Finalize(None, _close, args=(weakref.ref(self),), exitpriority=10)
+        self._finalizer = multiprocessing_util.Finalize(
+            None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
+        )
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
         self._thread.start()
 
@@ -138,7 +140,8 @@ class StatsPublisher:
     def flush(self, timeout: float = 0.0) -> bool:
         """Close what was recorded into a report and hand it over; for a host that has a step of its own.
 
-        Returns whether everything was handed to the socket, waiting for it at most ``timeout`` seconds.
+        Returns whether everything was handed to the socket, waiting for it at most ``timeout`` seconds. What was handed
+        over is on its way: a process that then ends by ``os._exit`` may take it along, `close` waits until it is gone.
         """
         self._check_pid()
         return self._outbox.is_idle if self._closing else self._flush_until(time.monotonic() + timeout)
@@ -269,17 +272,17 @@ class StatsPublisher:
         """In a child: leave the parent's socket and observations alone and begin as a source of its own."""
         if self._closing:
             return
-        if isinstance(self._stats, TransferStats):
+        if self._stats is not None:
             self._stats.renew()
-        elif self._stats is not None:
-            self._stats.reset()
         self._abandoned = self._socket  # the io thread behind it is the parent's: not even closing is safe
         self._begin()
         # multiprocessing clears its finalizers in a forked child, after this.
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
 
     def _finalize_again(self) -> None:
-        self._finalizer = multiprocessing_util.Finalize(None, _close, args=(weakref.ref(self),), exitpriority=10)
+        self._finalizer = multiprocessing_util.Finalize(
+            None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
+        )
 
 
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
@@ -304,6 +307,25 @@ def _close(reference: "weakref.ref[StatsPublisher]") -> None:
     publisher = reference()
     if publisher is not None:
         publisher.close()
+
+
+def _close_at_exit(reference: "weakref.ref[StatsPublisher]") -> None:
+    """Close at the end of a process of multiprocessing, which runs this before it waits for its threads.
+
+    Those may record still, so one more thread, which is waited for like them, closes after the last of them.
+    """
+    here = (threading.main_thread(), threading.current_thread())
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
+    if others:
+        threading.Thread(target=_close_after, args=(others, reference), name="kvxfer-closing").start()
+    else:
+        _close(reference)
+
+
+def _close_after(threads: list[threading.Thread], reference: "weakref.ref[StatsPublisher]") -> None:
+    for thread in threads:
+        thread.join()
+    _close(reference)
 
 
 def _after_fork_in_child() -> None:

@@ -69,6 +69,10 @@ class KVConnectorStats:
         """Per field a number, or count, sum, extremes and quantiles: for records. Empty where the class has none."""
         return {}
 
+    def renew(self) -> None:
+        """In a forked child: begin with nothing, the observations so far are the parent's to report."""
+        self.reset()
+
     def moved(self) -> Moved | None:
         """Bytes and busy seconds of the transfers, None where the connector does not know them."""
         return None

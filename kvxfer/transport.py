@@ -107,6 +107,7 @@ class PullSocket:
     def __init__(self, endpoint: str) -> None:
         """Bind."""
         check_endpoint(endpoint, to_bind=True)
+        self._bound_path: Path | None = None
         self._lock = _lock_path(Path(endpoint.removeprefix(IPC))) if endpoint.startswith(IPC) else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
@@ -126,7 +127,8 @@ class PullSocket:
         self.endpoint = bytes(self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
         """Where it is bound; with the port that a ``:*`` was given."""
         if self._lock is not None:
-            Path(endpoint.removeprefix(IPC)).chmod(0o600)
+            self._bound_path = Path(endpoint.removeprefix(IPC))
+            self._bound_path.chmod(0o600)
 
     def drain(self, seconds: float) -> list[bytes]:
         """Up to `MAX_DRAIN` frames, waiting for the first one at most so long."""
@@ -144,7 +146,9 @@ class PullSocket:
         self._socket.close()
         self._context.term()
         if self._lock is not None:
-            # A forked child holds the same lock: let go of it for all.
+            # A forked child holds the same lock and listens on the same path: let go of both for all.
+            if self._bound_path is not None:
+                self._bound_path.unlink(missing_ok=True)
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None

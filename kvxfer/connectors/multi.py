@@ -26,6 +26,11 @@ class MultiKVConnectorStats(KVConnectorStats):
         for stats in self.data.values():
             stats.reset()
 
+    def renew(self) -> None:
+        """In a forked child: every child of it begins with nothing."""
+        for stats in self.data.values():
+            stats.renew()
+
     def aggregate(self, other: KVConnectorStats) -> "MultiKVConnectorStats":
         """Merge child by child, take a child that is new, and return this object.
 

@@ -2,34 +2,43 @@
 
 ``multiprocessing.Pool(n, setup_worker, args)``, ``ProcessPoolExecutor(initializer=setup_worker, initargs=args)``,
 joblib's ``parallel_config(backend="loky", initializer=setup_worker, initargs=args)`` and, for dask,
-``dask_plugin(*args)``, where ``args`` are those of `StatsPublisher`. What a worker recorded is sent at every exit that
-runs exit handlers; a pool that is terminated (``with Pool(): ...`` ends that way) kills its workers: ``close()`` and
-``join()`` it, or flush before.
+``dask_plugin(*args)``, where ``args`` are connector, endpoint and labels as `StatsPublisher` takes them. All workers of
+a pool get the same labels; host and pid, which every source has, tell them apart, so no rank is made up.
+
+What a worker recorded is sent at every exit that runs exit handlers. A pool that is terminated (``with Pool(): ...``
+ends that way) kills its workers: ``close()`` and ``join()`` it, or call `flush_worker` at the end of a task.
 """
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kvxfer.errors import KVXferError, RoleError
 from kvxfer.publisher import StatsPublisher
 
-_publisher: StatsPublisher | None = None
-_owner = 0
+# By pid: a forked worker inherits its parent's entry, which is not its own.
+_publishers: Final[dict[int, StatsPublisher]] = {}
+_failures: Final[dict[int, KVXferError]] = {}
 
 
 def setup_worker(connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None) -> None:
-    """Make this process publish; a second call in a process changes nothing.
+    """Make this process publish; once it does, another call changes nothing.
 
-    A worker that was forked from a publishing process publishes for itself. Raises what `StatsPublisher` raises.
+    A worker that was forked from a publishing process publishes for itself. What `StatsPublisher` would raise is
+    raised by `worker_stats`, in the task: ``multiprocessing.Pool`` replaces a worker whose initializer fails for ever.
     """
-    global _publisher, _owner  # noqa: PLW0603 - a process has one, as it has one pid
-    if _owner == os.getpid():
+    if os.getpid() in _publishers:
         return
-    inherited, _publisher = _publisher, StatsPublisher(connector, endpoint, labels)
-    _owner = os.getpid()
-    if inherited is not None:
-        inherited.close(0)
+    try:
+        publisher = StatsPublisher(connector, endpoint, labels)
+    except KVXferError as error:
+        _failures[os.getpid()] = error
+        return
+    if _publishers.setdefault(os.getpid(), publisher) is not publisher:  # of several threads one is first
+        publisher.close()
+        return
+    for pid in [pid for pid in _publishers if pid != os.getpid()]:
+        _publishers.pop(pid).close()
 
 
 def worker_stats() -> Any:  # noqa: ANN401 - the class of the connector
@@ -38,27 +47,28 @@ def worker_stats() -> Any:  # noqa: ANN401 - the class of the connector
 
 
 def flush_worker(timeout: float = 1.0) -> bool:
-    """Send what was recorded so far, waiting at most so many seconds; whether all of it was handed over."""
+    """Hand over what was recorded so far, waiting at most so many seconds; whether all of it was.
+
+    Raises what `worker_stats` raises.
+    """
     return _own_publisher().flush(timeout)
 
 
-def close_worker() -> None:
-    """Send what is left and publish no more, for pools that tell their workers when they end."""
-    global _owner  # noqa: PLW0603 - as above
-    if _publisher is not None and _owner == os.getpid():
-        _publisher.close()
-        _owner = 0
-
-
 def _own_publisher() -> StatsPublisher:
-    if _publisher is None or _owner != os.getpid():
-        message = "this process does not publish: give its pool setup_worker as initializer"
-        raise RoleError(message)
-    return _publisher
+    publisher = _publishers.get(os.getpid())
+    if publisher is not None:
+        return publisher
+    if os.getpid() in _failures:
+        raise _failures[os.getpid()]
+    message = "this process does not publish: give its pool setup_worker as initializer"
+    raise RoleError(message)
 
 
 def dask_plugin(connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401
-    """A plugin for ``client.register_plugin(...)``: each worker publishes from its start to its end."""
+    """A plugin for ``client.register_plugin(...)``; raises `KVXferError` where dask is not installed.
+
+    Each worker publishes from its start on, and hands over what is left when it ends.
+    """
     try:
         from distributed import WorkerPlugin  # noqa: PLC0415 - an extra
     except ImportError as error:
@@ -66,7 +76,7 @@ def dask_plugin(connector: str, endpoint: str | None = None, labels: Mapping[str
         raise KVXferError(message) from error
 
     class PublisherPlugin(WorkerPlugin):  # type: ignore[misc]
-        """Begins and ends with its worker."""
+        """Begins with its worker; the process ends the publishing, as it may have other workers."""
 
         name = "kvxfer"
 
@@ -76,6 +86,6 @@ def dask_plugin(connector: str, endpoint: str | None = None, labels: Mapping[str
 
         def teardown(self, worker: Any) -> None:  # noqa: ANN401 - dask's worker
             del worker
-            close_worker()
+            flush_worker()
 
     return PublisherPlugin()

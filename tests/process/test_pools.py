@@ -1,15 +1,19 @@
 """Worker pools of every kind and start method: everything recorded is collected."""
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+import os
+import pickle
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
-from workers import CONNECTOR, record
+from workers import CONNECTOR, record, record_and_flush, record_into, set_up_again, stay, transfers, wait_until
 
 from kvxfer.collector import Collector
-from kvxfer.config import CollectorConfig
-from kvxfer.errors import RoleError
+from kvxfer.errors import EndpointError, KVXferError, RoleError
+from kvxfer.integrations import pools
 from kvxfer.integrations.pools import dask_plugin, flush_worker, setup_worker, worker_stats
 from kvxfer.publisher import StatsPublisher
 
@@ -19,25 +23,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to dead
 TASKS = [50] * 20
 
 
-def transfers(collector: Collector) -> int:
-    collector.stop()
-    snapshot = collector.snapshot()
-    assert snapshot.pipeline.reports_rejected == {}
-    return sum(group.stats.reduce()["Num successful transfers"] for group in snapshot.groups)
-
-
-@pytest.fixture
-def collector(ipc_endpoint: str) -> Any:
-    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector:
-        yield collector
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_multiprocessing_pool_that_is_closed_delivers_everything(collector: Collector, method: str) -> None:
     pool = multiprocessing.get_context(method).Pool(2, setup_worker, (CONNECTOR, collector.endpoint))
     pool.map(record, TASKS, chunksize=1)
     pool.close()
     pool.join()
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
 
 
@@ -47,6 +39,7 @@ def test_a_process_pool_executor_delivers_everything(collector: Collector, metho
     initargs = (CONNECTOR, collector.endpoint)
     with ProcessPoolExecutor(2, mp_context=context, initializer=setup_worker, initargs=initargs) as pool:
         list(pool.map(record, TASKS))
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
 
 
@@ -57,17 +50,87 @@ def test_a_pool_whose_workers_are_replaced_delivers_everything(collector: Collec
     pool.close()
     pool.join()
     assert len(pids) > 2
+    collector.stop()
+    assert transfers(collector) == sum(TASKS)
+
+
+def test_a_busy_pool_that_is_terminated_delivers_what_its_tasks_flushed(collector: Collector) -> None:
+    pool = multiprocessing.get_context("fork").Pool(2, setup_worker, (CONNECTOR, collector.endpoint))
+    assert all(pool.map(record_and_flush, TASKS, chunksize=1))
+    wait_until(lambda: transfers(collector) == sum(TASKS))
+    pool.apply_async(stay)
+    pool.apply_async(stay)
+    pool.terminate()
+    pool.join()
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
 
 
 def test_workers_forked_from_a_publishing_process_publish_for_themselves(collector: Collector) -> None:
     with StatsPublisher(CONNECTOR, collector.endpoint, {"rank": "parent"}) as publisher:
-        publisher.stats.record_transfer(0.001, 0.0001, 1024, 2)
+        record_into(publisher.stats, 1)
         pool = multiprocessing.get_context("fork").Pool(2, setup_worker, (CONNECTOR, collector.endpoint))
         pool.map(record, TASKS, chunksize=1)
         pool.close()
         pool.join()
+    collector.stop()
     assert transfers(collector) == sum(TASKS) + 1
+
+
+@pytest.fixture
+def unset() -> Iterator[None]:
+    """This process is again one that `setup_worker` did not run in, afterwards."""
+    yield
+    for publisher in pools._publishers.values():
+        publisher.close()
+    pools._publishers.clear()
+    pools._failures.clear()
+
+
+def test_workers_forked_from_a_process_that_is_set_up_take_their_own_labels(collector: Collector, unset: None) -> None:
+    del unset
+    setup_worker(CONNECTOR, collector.endpoint, {"role": "parent"})
+    record_into(worker_stats(), 3)
+    arguments = (CONNECTOR, collector.endpoint, {"role": "child"})
+    pool = multiprocessing.get_context("fork").Pool(1, setup_worker, arguments)
+    pool.map(record, TASKS)
+    pool.close()
+    pool.join()
+    assert flush_worker(10)
+    pools._publishers[os.getpid()].close()
+    collector.stop()
+    found = {group.labels["role"]: group.stats.transfer_duration.count for group in collector.snapshot().groups}
+    assert found == {"parent": 3, "child": sum(TASKS)}
+
+
+def test_a_second_call_in_a_worker_changes_nothing(collector: Collector) -> None:
+    initargs = (CONNECTOR, collector.endpoint)
+    with ProcessPoolExecutor(1, initializer=setup_worker, initargs=initargs) as pool:
+        assert pool.submit(set_up_again, collector.endpoint).result()
+
+
+def test_threads_that_set_their_process_up_at_once_share_one_publisher(collector: Collector, unset: None) -> None:
+    del unset
+    begin = threading.Barrier(4)
+
+    def setup(*arguments: str) -> None:
+        begin.wait(10)
+        setup_worker(*arguments)
+
+    with ThreadPoolExecutor(4, initializer=setup, initargs=(CONNECTOR, collector.endpoint)) as pool:
+        list(pool.map(record, TASKS))
+    pools._publishers[os.getpid()].close()
+    collector.stop()
+    assert transfers(collector) == sum(TASKS)
+    assert collector.snapshot().pipeline.sources_known == 1
+
+
+def test_a_setting_that_does_not_fit_fails_the_task_and_hangs_no_pool() -> None:
+    pool = multiprocessing.get_context("spawn").Pool(1, setup_worker, (CONNECTOR, "nonsense"))
+    with pytest.raises(EndpointError, match="expected ipc://PATH or tcp://HOST:PORT, got 'nonsense'"):
+        pool.apply_async(record, (1,)).get(30)
+    pool.close()
+    pool.join()
 
 
 def test_a_process_without_the_initializer_is_told_so() -> None:
@@ -75,6 +138,17 @@ def test_a_process_without_the_initializer_is_told_so() -> None:
         worker_stats()
     with pytest.raises(RoleError):
         flush_worker()
+
+
+def test_what_a_pool_takes_is_pickled_by_name() -> None:
+    for function in (setup_worker, worker_stats, flush_worker):
+        assert pickle.loads(pickle.dumps(function)) is function  # noqa: S301 - our own bytes
+
+
+def test_without_dask_its_plugin_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(KVXferError, match=r"pip install 'kvxfer\[pools\]'"):
+        dask_plugin(CONNECTOR)
 
 
 @pytest.mark.extra
@@ -85,6 +159,7 @@ def test_joblibs_loky_workers_deliver_everything(collector: Collector) -> None:
     with joblib.parallel_config(backend="loky", initializer=setup_worker, initargs=(CONNECTOR, collector.endpoint)):
         joblib.Parallel(n_jobs=2)(joblib.delayed(record)(count) for count in TASKS)
     get_reusable_executor().shutdown(wait=True)
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
 
 
@@ -96,4 +171,20 @@ def test_dask_workers_deliver_everything(collector: Collector) -> None:
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         client.register_plugin(dask_plugin(CONNECTOR, collector.endpoint))
         client.gather(client.map(record, TASKS, pure=False))
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
+
+
+@pytest.mark.extra
+@pytest.mark.filterwarnings("ignore")  # of dask's own start and end
+def test_a_dask_worker_that_ends_leaves_the_others_of_its_process_publishing(collector: Collector, unset: None) -> None:
+    del unset
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
+        client.register_plugin(dask_plugin(CONNECTOR, collector.endpoint))
+        client.gather(client.map(record, TASKS, pure=False))
+        client.retire_workers(list(client.scheduler_info()["workers"])[:1])
+        client.gather(client.map(record, TASKS, pure=False))
+    collector.stop()
+    assert transfers(collector) == 2 * sum(TASKS)

@@ -2,40 +2,121 @@
 
 import os
 import sys
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
 
-from kvxfer.integrations.pools import worker_stats
+from kvxfer.collector import Collector
+from kvxfer.integrations.pools import flush_worker, setup_worker, worker_stats
 from kvxfer.publisher import StatsPublisher
 
 CONNECTOR = "NixlConnector"
+FLUSHED = 500
+PENDING = 7
+
+
+def transfers(collector: Collector) -> int:
+    """What was collected so far; a report that was refused or lost fails the test."""
+    snapshot = collector.snapshot()
+    assert snapshot.pipeline.reports_rejected == {}
+    assert snapshot.pipeline.reports_lost == 0
+    return sum(group.stats.reduce()["Num successful transfers"] for group in snapshot.groups)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "what was waited for did not happen"
+        threading.Event().wait(0.01)
+
+
+def record_into(stats: Any, count: int) -> None:
+    for _ in range(count):
+        stats.record_transfer(0.001, 0.0001, 1024, 2)
+
+
+# --- tasks of pools
 
 
 def record(count: int) -> int:
     """Record in a pool's worker."""
-    stats = worker_stats()
-    for _ in range(count):
-        stats.record_transfer(0.001, 0.0001, 1024, 2)
+    record_into(worker_stats(), count)
     return os.getpid()
 
 
-def publish(endpoint: str, count: int, ending: str = "return") -> None:
-    """Record and leave in one of the ways there are, without closing the publisher."""
-    publisher = StatsPublisher(CONNECTOR, endpoint)
-    for _ in range(count):
-        publisher.stats.record_transfer(0.001, 0.0001, 1024, 2)
-    leave(publisher, ending)
+def record_and_flush(count: int) -> bool:
+    record(count)
+    return flush_worker(10)
 
 
-def leave(publisher: Any, ending: str) -> None:
+def set_up_again(endpoint: str) -> bool:
+    """Call the initializer once more; whether the stats are still the same."""
+    before = worker_stats()
+    setup_worker(CONNECTOR, endpoint, {"rank": "other"})
+    return worker_stats() is before
+
+
+def stay() -> NoReturn:
+    """Be busy until killed."""
+    while True:
+        threading.Event().wait(60)
+
+
+# --- processes
+
+
+def publish(endpoint: str, count: int, ending: str = "return", recorded: Any = None) -> None:
+    """Record, say so, and leave in one of the ways there are, without closing the publisher."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600)
+    if ending == "thread":
+        threading.Thread(target=record_later, args=(publisher.stats, count)).start()
+        return
+    if ending == "executor":
+        ThreadPoolExecutor(1).submit(record_later, publisher.stats, count)
+        return
+    record_into(publisher.stats, count)
+    if recorded is not None:
+        recorded.set()
+    leave(ending)
+
+
+def record_later(stats: Any, count: int) -> None:
+    """Record when the main thread is long back from its function and waits for this one."""
+    threading.Event().wait(0.2)  # there is nothing to be seen of it from here
+    record_into(stats, count)
+
+
+def leave(ending: str) -> None:
     if ending == "exit":
         sys.exit(0)
     if ending == "raise":
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123 - the traceback is expected
         message = "on purpose"
         raise RuntimeError(message)
-    if ending == "os._exit":
-        publisher.flush(timeout=10)
-        time.sleep(0.3)  # what was handed over is on its way; nothing after this is
-        publisher.stats.record_transfer(0.001, 0.0001, 1024, 2)
-        os._exit(0)
+
+
+def flush_and_stay(endpoint: str, flushed: Any, leave: Any) -> None:
+    """Flush, record a little more, and stay until killed or told to leave without exit handlers."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600)
+    record_into(publisher.stats, FLUSHED)
+    assert publisher.flush(timeout=20)
+    record_into(publisher.stats, PENDING)
+    flushed.set()
+    leave.wait(60)
+    os._exit(0)
+
+
+def fork_and_exit(endpoint: str, depth: int) -> NoReturn:
+    """Record before and after each of so many nested forks; every process ends by sys.exit alone."""
+    stats = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600).stats
+    record_into(stats, 100)
+    pid = 0
+    while depth and pid == 0:
+        depth -= 1
+        pid = os.fork()
+        record_into(stats, 10)
+    if pid:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    sys.exit(0)
