@@ -110,8 +110,8 @@ class Aggregator:
             self._rejected[_cause(error)] += 1
 
     def _take(self, report: Report, now: float) -> None:
+        stats = _open(report)  # first, since what cannot be read makes no source known
         known = self._known(report.source)
-        stats = _open(report)
         if not known.seen.take(report.seq):
             self._duplicate += 1
             return

@@ -71,14 +71,6 @@ def bucket_indexes(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return indexes
 
 
-def upper_bounds(indexes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """The inclusive upper border of each bucket; infinite for the last one, whose border is 2**1024."""
-    octave, step = np.divmod(indexes + 1, PER_OCTAVE)
-    with np.errstate(over="ignore"):
-        bounds: NDArray[np.float64] = np.ldexp(2.0 ** (step / PER_OCTAVE), octave.astype(np.int32))
-    return bounds
-
-
 def middle(index: int) -> float:
     """The value whose relative distance to both borders of the bucket is the same (1.083 %).
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from kvxfer.aggregator import Aggregator
-from kvxfer.config import CollectorConfig, default_endpoint
+from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.transport import PullSocket
 
@@ -40,7 +40,8 @@ class Collector:
     def __init__(self, config: CollectorConfig | None = None, exporters: Sequence[Exporter] = ()) -> None:
         """Bind the endpoint."""
         self.config = config or CollectorConfig()
-        self._socket = PullSocket(self.config.endpoint or default_endpoint())
+        endpoint = self.config.endpoint or default_endpoint()
+        self._socket = PullSocket(endpoint, private=endpoint == private_endpoint())
         self.endpoint = self._socket.endpoint
         self._exporters = tuple(exporters)
         self._clock = _SteadyClock()

@@ -101,10 +101,12 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_endpoint() -> str:
-    """``KVXFER_ENDPOINT``, or an ipc path under ``XDG_RUNTIME_DIR`` or in a private temporary directory."""
-    configured = os.environ.get("KVXFER_ENDPOINT")
-    if configured:
-        return configured
+    """``KVXFER_ENDPOINT``, or `private_endpoint`."""
+    return os.environ.get("KVXFER_ENDPOINT") or private_endpoint()
+
+
+def private_endpoint() -> str:
+    """An ipc path under ``XDG_RUNTIME_DIR``, or in a directory of this user under the temporary one."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     directory = Path(runtime) / "kvxfer" if runtime else Path(tempfile.gettempdir()) / f"kvxfer-{os.getuid()}"
     return f"ipc://{directory / 'collector.ipc'}"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from kvxfer.errors import StatsError
 from kvxfer.histogram import Histogram, histograms_of_rows
 from kvxfer.packing import pack_exact, pack_histogram, unpack
+from kvxfer.states import BEYOND_INT
 
 EXACT_LIMIT: Final = 4096
 """Two exact parts with at most this many values together stay exact: 32 KiB, and percentiles cost 0.1 ms."""
@@ -27,7 +28,6 @@ PIECE: Final = 4096
 """Pending values are folded in pieces of this many: one fold holds the GIL for about 0.1 ms."""
 
 _FLOAT: Final = 8
-_BEYOND_INT: Final = 2.0**63  # what no int of msgpack or JSON readers holds is read as a float
 
 
 class DistributionState:
@@ -73,7 +73,8 @@ class DistributionState:
     def fold(self) -> None:
         """Take in what `observe` has left, in pieces."""
         pending = self.pending
-        while piece := pending[:PIECE]:
+        for _ in range(0, len(pending), PIECE):  # what comes meanwhile waits for the next one
+            piece = pending[:PIECE]
             del pending[: len(piece)]
             self.extend(piece)
 
@@ -117,16 +118,16 @@ class DistributionState:
                 self._exact = bytearray()
         return self._histogram
 
-    def take(self) -> "DistributionState":
+    def drain(self) -> "DistributionState":
         """Take all that is held into a new state and leave this one empty; `observe` keeps working."""
         self.fold()
         taken = DistributionState(whole=self.whole)
         taken._exact, taken._histogram = self._exact, self._histogram
         self._exact, self._histogram = bytearray(), None
-        taken.rejected = self.take_rejected()
+        taken.rejected = self.drain_rejected()
         return taken
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of values refused."""
         rejected, self.rejected = self.rejected, 0
         return rejected
@@ -164,7 +165,7 @@ class DistributionState:
         """The sum of the values, 0 for none; correctly rounded (so in any order the same) while exact."""
         self.settle()
         total = _exact_sum(self._array()) if self._histogram is None else self._histogram.sum
-        return int(total) if self.whole and total < _BEYOND_INT and total.is_integer() else total
+        return int(total) if self.whole and total < BEYOND_INT and total.is_integer() else total
 
     @property
     def mean(self) -> float:
@@ -212,7 +213,7 @@ class DistributionState:
         values: list[float] = self._array().tolist()
         if not self.whole:
             return values
-        return [int(value) if value < _BEYOND_INT and value.is_integer() else value for value in values]
+        return [int(value) if value < BEYOND_INT and value.is_integer() else value for value in values]
 
     def to_packed(self) -> bytes:
         """The bytes of a report: exact up to `PACK_ABOVE` values, a histogram beyond."""

@@ -28,7 +28,7 @@ class EndpointError(KVXferError, OSError):
 
 
 class RoleError(KVXferError, RuntimeError):
-    """A front-end object made in a process that publishes."""
+    """A front-end object made in a process that publishes, or a worker's stats asked for in one that does not."""
 
 
 class TraceError(KVXferError, ValueError):

@@ -42,7 +42,10 @@ class Group(msgspec.Struct, frozen=True):
 
 
 class SourceView(msgspec.Struct, frozen=True):
-    """One source by itself; ``clock_offset_seconds`` is how far its clock was behind the collector's."""
+    """One source by itself; ``clock_offset_seconds``: arrival minus the end of its last report.
+
+    That is how far its clock is behind the collector's, and the time that the report waited and travelled.
+    """
 
     source: Source
     connector: str

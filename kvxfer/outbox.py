@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from kvxfer.distribution import PACK_ABOVE
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import MAX_FRAME_BYTES, Goodbye, Report, Source, encode, encode_payload
+from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Goodbye, Report, Source, encode, encode_payload
 
 MAX_UNSENT: Final = 64
 """Reports that wait to be sent: at one a second they ride out a minute's restart without coalescing."""
@@ -91,7 +91,7 @@ class Outbox:
             self._cut += _num_numbers(stats.to_packed())
             payload = encode_payload({})
         self._seq += 1
-        report = Report(1, self._source, self._connector, self._seq, self._start, now, payload, self._cut)
+        report = Report(VERSION, self._source, self._connector, self._seq, self._start, now, payload, self._cut)
         self._keep(encode(report))
         self._start, self._open, self._num_open, self._open_bytes, self._cut = now, None, 0, 0, 0
         return True
@@ -116,7 +116,7 @@ class Outbox:
 
     def goodbye(self) -> bytes:
         """The last message of this publisher, for when all reports are sent."""
-        return encode(Goodbye(1, self._source, self._seq))
+        return encode(Goodbye(VERSION, self._source, self._seq))
 
 
 def _num_numbers(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one

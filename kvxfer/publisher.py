@@ -21,7 +21,7 @@ from kvxfer.config import default_endpoint
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Outbox
-from kvxfer.reporting import join_kv_transfer_group
+from kvxfer.reporting import count_publisher
 from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.transport import PushSocket, check_endpoint
 from kvxfer.wire import MAX_NAME, Source, decode_payload, decode_source, encode, encode_payload
@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kvxfer")
 
+# How soon a flush that waits sees that the collector is there: as often as libzmq tries to connect.
+_RETRY_SECONDS: Final = 0.01
+
 FOLD_SECONDS: Final = 0.1
-"""Rows are folded this often: 200,000 a second then wait as 3 MB, and each fold is short."""
+"""How often it is looked whether many rows wait: 200,000 a second then wait as 3 MB, and each fold is short."""
 
 
 class StatsPublisher:
@@ -40,9 +43,10 @@ class StatsPublisher:
 
     ``connector`` is a registered name; ``endpoint`` the collector's, by default `default_endpoint`; ``labels`` say who
     this is (engine, role, rank). Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is
-    something to report. Nothing here blocks, raises after the constructor, or grows without bound, be there a
-    collector or not. Leaving the context, or the process by any exit that runs Python's exit handlers, sends what is
-    left within ``linger`` seconds. A forked child publishes as a source of its own.
+    something to report. Nothing here blocks or grows without bound, be there a collector or not, and after the
+    constructor nothing raises but ``stats`` of a connector that is not registered. Leaving the context, or the process
+    by any exit that runs Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after
+    that waits for nobody. A forked child publishes as a source of its own.
 
     Raises `ConfigError` for unusable labels, name or seconds, `EndpointError` for an endpoint that is none.
     """
@@ -73,7 +77,6 @@ class StatsPublisher:
         self._warned = False
         _publishers.add(self)
         self._begin()
-        atexit.register(_close, weakref.ref(self))
 
     def __repr__(self) -> str:
         """Give connector, endpoint and outbox."""
@@ -90,7 +93,7 @@ class StatsPublisher:
         self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
         self._outbox = Outbox(self.source, self.connector, now)
         self._next_flush = time.monotonic() + self._flush_seconds
-        join_kv_transfer_group(1)
+        count_publisher(1)
         # Children of multiprocessing that are forked leave without atexit, and all of them run these.
         self._finalizer = multiprocessing_util.Finalize(
             None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
@@ -122,7 +125,7 @@ class StatsPublisher:
             part = self._copy(stats)
             if part is not None and not part.is_empty():
                 with self._lock:
-                    self._outbox.observe(part, now)
+                    self._observe(part, now)
         except Exception as error:  # noqa: BLE001 - a class of somebody else, or a payload that is none
             self._warn(error)
             with self._lock:
@@ -166,7 +169,7 @@ class StatsPublisher:
             self._part(deadline)
         self._finalizer.cancel()
         _publishers.discard(self)
-        join_kv_transfer_group(-1)
+        count_publisher(-1)
 
     def __enter__(self) -> "Self":
         """Publish until the end of the block."""
@@ -190,7 +193,7 @@ class StatsPublisher:
 
     def _step(self) -> None:
         if isinstance(self._stats, TransferStats):
-            self._stats.fold()
+            self._stats.fold_early()
         if time.monotonic() >= self._next_flush:
             self._flush()
         self._send()
@@ -201,9 +204,16 @@ class StatsPublisher:
         now = time.time()
         with self._lock:
             if drained is not None and not drained.is_empty():
-                self._outbox.observe(drained, now)
+                self._observe(drained, now)
             self._outbox.flush(now)
             self._next_flush = time.monotonic() + self._flush_seconds
+
+    def _observe(self, stats: KVConnectorStats, now: float) -> None:
+        try:
+            self._outbox.observe(stats, now)
+        except Exception as error:  # noqa: BLE001 - a class of somebody else that cannot merge
+            self._warn(error)
+            self._outbox.count_cut(1)
 
     def _drain(self) -> KVConnectorStats | None:
         stats = self._stats
@@ -231,13 +241,13 @@ class StatsPublisher:
         return self._socket
 
     def _wait_writable(self, deadline: float) -> bool:
-        """Wait for the socket in short steps, so that the lock is free in between; False when time is up."""
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        with self._lock:
-            self._connected().wait_writable(min(left, FOLD_SECONDS))
-        return True
+        """Wait until the socket takes something, the lock free meanwhile; False when time is up."""
+        while (left := deadline - time.monotonic()) > 0:
+            with self._lock:
+                if self._connected().wait_writable(0):
+                    return True
+            time.sleep(min(left, _RETRY_SECONDS))
+        return False
 
     def _part(self, deadline: float) -> None:
         """Say goodbye, if everything was sent, and close the socket."""
@@ -272,8 +282,9 @@ class StatsPublisher:
         """In a child: leave the parent's socket and observations alone and begin as a source of its own."""
         if self._closing:
             return
-        if self._stats is not None:
-            self._stats.renew()
+        with self._never_harming():
+            if self._stats is not None:
+                self._stats.renew()
         self._abandoned = self._socket  # the io thread behind it is the parent's: not even closing is safe
         self._begin()
         # multiprocessing clears its finalizers in a forked child, after this.
@@ -328,9 +339,15 @@ def _close_after(threads: list[threading.Thread], reference: "weakref.ref[StatsP
     _close(reference)
 
 
+def _close_all() -> None:
+    for publisher in list(_publishers):
+        publisher.close()
+
+
 def _after_fork_in_child() -> None:
     for publisher in list(_publishers):
         publisher._after_fork()
 
 
+atexit.register(_close_all)
 os.register_at_fork(after_in_child=_after_fork_in_child)

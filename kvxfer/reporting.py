@@ -25,8 +25,8 @@ def has_kv_transfer_group() -> bool:
     return _publishing.get(os.getpid(), 0) > 0
 
 
-def join_kv_transfer_group(change: int) -> None:
-    """Note that this process has one publisher more (1) or less (-1)."""
+def count_publisher(change: int) -> None:
+    """Note that this process has a publisher more (1) or less (-1)."""
     pid = os.getpid()
     _publishing[pid] = max(0, _publishing.get(pid, 0) + change)
 
@@ -104,6 +104,12 @@ class KVConnectorLogging:
     def log(self, log_fn: Callable[[str], object] = logger.info) -> None:
         """Log one line of what was observed and begin anew; nothing for nothing."""
         stats = self.transfer_stats_accumulator
-        if stats is not None and not stats.is_empty():
-            log_fn(format_line(stats.reduce()))
+        try:
+            line = format_line(stats.reduce()) if stats is not None and not stats.is_empty() else None
+        except Exception as error:  # noqa: BLE001 - as in observe
+            self._warn_once(repr(error))
             self.reset()
+            return
+        if line is not None:
+            self.reset()
+            log_fn(line)

@@ -77,7 +77,7 @@ class RowBuffer:
         """Drop the rows that wait."""
         self.pending.clear()
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of rows refused."""
         rejected, self.rejected = self.rejected, 0
         return rejected
@@ -89,7 +89,8 @@ class RowBuffer:
         """
         pending = self.pending
         most = PIECE_ROWS * len(self._states)
-        while piece := pending[:most]:
+        for _ in range(0, len(pending), most):  # what comes meanwhile waits for the next fold
+            piece = pending[:most]
             del pending[: len(piece)]
             self._fold(piece, for_report=for_report)
 

@@ -52,8 +52,9 @@ class SeenSeqs:
             del self._starts[1], self._ends[0]
 
     def missing(self, last: int) -> int:
-        """The numbers up to ``last`` that were never taken, from the first taken one on."""
+        """The numbers up to ``last`` that were never taken: from the first taken one on, all where none was."""
         if not self._starts:
             return last
-        gaps = sum(start - end - 1 for start, end in zip(self._starts[1:], self._ends, strict=False))
-        return self._forgotten + gaps + max(0, last - self._ends[-1])
+        starts = (*self._starts[1:], last + 1)
+        gaps = (min(start, last + 1) - end - 1 for start, end in zip(starts, self._ends, strict=True))
+        return self._forgotten + sum(gap for gap in gaps if gap > 0)

@@ -13,14 +13,16 @@ MAX_LABEL_SETS: Final = 100
 OTHER: Final = "other"
 
 _LARGEST_STEP: Final = 2.0**53
-_BEYOND_INT: Final = 2**63
+BEYOND_INT: Final = 2.0**63
+"""What no int of msgpack or JSON readers holds is read as a float."""
+
 _LARGEST_FLOAT: Final = sys.float_info.max
 
 
 class State(Protocol):
     """What every field's state can do; `DistributionState` is one too."""
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of observations refused so far: not finite, negative or no number."""
 
     def forget_pending(self) -> None:
@@ -39,7 +41,7 @@ class State(Protocol):
     def merge(self, other: Any) -> None:  # noqa: ANN401 - a state of the same class
         """Add what the other one holds."""
 
-    def take(self) -> "State":
+    def drain(self) -> "State":
         """Take all that is held and leave nothing."""
 
     def to_value(self) -> Any:  # noqa: ANN401 - plain data of several forms
@@ -81,10 +83,10 @@ class CounterState:
 
     def fold(self) -> None:
         """Sum up what is pending, in the order in which it came."""
-        while piece := self.pending[:]:
-            del self.pending[: len(piece)]
-            for number in piece:
-                self._add(number)
+        piece = self.pending[:]
+        del self.pending[: len(piece)]
+        for number in piece:
+            self._add(number)
 
     def count(self, number: int) -> None:
         """Add at once, for who holds the lock."""
@@ -108,19 +110,19 @@ class CounterState:
         self._value += other.value
         self.rejected += other.rejected
 
-    def take(self) -> "CounterState":
+    def drain(self) -> "CounterState":
         """Take the count and start again from 0."""
         self.fold()
         taken = CounterState()
         taken._value, self._value = self._value, 0
-        taken.rejected = self.take_rejected()
+        taken.rejected = self.drain_rejected()
         return taken
 
     def forget_pending(self) -> None:
         """Drop what `add` has left."""
         self.pending.clear()
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of additions refused."""
         rejected, self.rejected = self.rejected, 0
         return rejected
@@ -129,7 +131,7 @@ class CounterState:
     def value(self) -> float:
         """The count; a float where no reader's int holds it."""
         self.settle()
-        return self._value if self._value < _BEYOND_INT else float(self._value)
+        return self._value if self._value < BEYOND_INT else float(self._value)
 
     def to_value(self) -> float:
         """The count."""
@@ -165,7 +167,7 @@ class GaugeState:
         self._choose = _MERGES[merge_rule]
         self.value: float | None = None
         self.rejected = 0
-        # What was refused waits here, so that the stats see that there is something to fold.
+        # The last value refused waits here, so that the stats see that there is something to fold.
         self.pending: list[float] = []
         self.settle: Callable[[], None] = self.fold
 
@@ -191,7 +193,7 @@ class GaugeState:
             self.value = number
         else:
             self.rejected += 1
-            self.pending.append(value)
+            self.pending[:] = [value]
 
     def fold(self) -> None:
         """Forget what waits: it is counted already."""
@@ -209,18 +211,18 @@ class GaugeState:
         if other.value is not None:
             self.value = other.value if self.value is None else self._choose(self.value, other.value)
 
-    def take(self) -> "GaugeState":
+    def drain(self) -> "GaugeState":
         """Take the value; a gauge has none until it is read again."""
         taken = GaugeState(self.merge_rule)
         taken.value, self.value = self.value, None
-        taken.rejected = self.take_rejected()
+        taken.rejected = self.drain_rejected()
         return taken
 
     def forget_pending(self) -> None:
         """Forget what was refused."""
         self.pending.clear()
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of readings refused."""
         self.fold()
         rejected, self.rejected = self.rejected, 0
@@ -295,9 +297,9 @@ class LabelledState:
         for child in list(self.children.values()):
             child.forget_pending()
 
-    def take_rejected(self) -> int:
+    def drain_rejected(self) -> int:
         """Take the number of observations refused, over all label sets."""
-        return sum(child.take_rejected() for child in list(self.children.values()))
+        return sum(child.drain_rejected() for child in list(self.children.values()))
 
     def fold(self) -> None:
         """Fold every label set."""
@@ -314,10 +316,10 @@ class LabelledState:
         for values, child in other.children.items():
             self.labels(*values).merge(child)
 
-    def take(self) -> "LabelledState":
+    def drain(self) -> "LabelledState":
         """Take what the label sets hold; who kept one of them goes on with it."""
         taken = LabelledState(self.make, self.num_labels)
-        taken.children = {values: child.take() for values, child in list(self.children.items())}
+        taken.children = {values: child.drain() for values, child in list(self.children.items())}
         return taken
 
     def to_value(self) -> dict[tuple[str, ...], Any]:

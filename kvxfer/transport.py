@@ -104,11 +104,11 @@ class PullSocket:
     on is replaced, any other file is left alone.
     """
 
-    def __init__(self, endpoint: str) -> None:
-        """Bind."""
+    def __init__(self, endpoint: str, *, private: bool = False) -> None:
+        """Bind; ``private``: only in a directory that nobody else can enter."""
         check_endpoint(endpoint, to_bind=True)
         self._bound_path: Path | None = None
-        self._lock = _lock_path(Path(endpoint.removeprefix(IPC))) if endpoint.startswith(IPC) else None
+        self._lock = _lock_path(Path(endpoint.removeprefix(IPC)), private=private) if endpoint.startswith(IPC) else None
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         # At a finite mark an ipc PULL loses the tail of a sender that closes; what waits is bounded by draining.
@@ -154,11 +154,15 @@ class PullSocket:
             self._lock = None
 
 
-def _lock_path(path: Path) -> int:
+def _lock_path(path: Path, *, private: bool) -> int:
     """Lock the path for this process and make it free to bind; the descriptor holds the lock."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if private:
+            _check_private(path.parent)
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except EndpointError:
+        raise
     except OSError as error:
         message = f"cannot use {path}: {error.strerror}; choose another endpoint"
         raise EndpointError(message) from error
@@ -167,10 +171,18 @@ def _lock_path(path: Path) -> int:
         _remove_stale(path)
     except (OSError, EndpointError) as error:
         os.close(lock)
-        reason = error if isinstance(error, EndpointError) else "a collector listens there"
+        reason = "a collector listens there" if isinstance(error, BlockingIOError) else error
         message = f"cannot bind {IPC}{path}: {reason}; stop it or choose another endpoint"
         raise EndpointError(message) from error
     return lock
+
+
+def _check_private(directory: Path) -> None:
+    """Raise `EndpointError` for a directory that somebody else made, or may enter."""
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        message = f"{directory} is not a directory of this user alone: remove it or choose another endpoint"
+        raise EndpointError(message)
 
 
 def _remove_stale(path: Path) -> None:

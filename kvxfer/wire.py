@@ -46,8 +46,8 @@ class Source(msgspec.Struct, array_like=True, frozen=True):
 class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
     """What one publisher observed from ``start`` to ``end`` (Unix seconds of its clock); ``seq`` counts from 1.
 
-    ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the observations
-    that the publisher refused by its own bound since the report before.
+    ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the numbers of the
+    payloads (a packed distribution is one) that the publisher refused by its own bound since the report before.
     """
 
     version: int
@@ -72,7 +72,7 @@ class Goodbye(msgspec.Struct, array_like=True, tag=1, gc=False):
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
+def plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
     """Numpy's scalars and arrays, which connectors put in their payloads, as Python's."""
     if hasattr(value, "tolist"):
         return value.tolist()
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
     raise TypeError(message)
 
 
-_encoder: Final = msgspec.msgpack.Encoder(enc_hook=_plain)
+_encoder: Final = msgspec.msgpack.Encoder(enc_hook=plain)
 _decoder: Final = msgspec.msgpack.Decoder(Report | Goodbye)
 _source_decoder: Final = msgspec.msgpack.Decoder(Source)
 _payload_decoder: Final = msgspec.msgpack.Decoder()

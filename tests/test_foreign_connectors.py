@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from list_stats import ListStats
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
@@ -16,25 +17,6 @@ from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Report, Source, encode, encode_payload
-
-
-@dataclass
-class ListStats(KVConnectorStats):
-    """Lists that only grow, as vLLM's connectors keep them."""
-
-    def reset(self) -> None:
-        self.data = {}
-
-    def aggregate(self, other: KVConnectorStats) -> "ListStats":
-        for name, values in other.data.items():
-            self.data[name] = self.data.get(name, []) + values
-        return self
-
-    def reduce(self) -> dict[str, Any]:
-        return {f"Sum of {name}": sum(values) for name, values in self.data.items()}
-
-    def is_empty(self) -> bool:
-        return not self.data
 
 
 class ListConnector:

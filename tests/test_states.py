@@ -67,11 +67,11 @@ def test_a_count_that_no_reader_holds_as_an_int_is_a_float() -> None:
 def test_taking_a_count_starts_again_from_zero_and_who_kept_add_goes_on() -> None:
     made = counter(5)
     add = made.add
-    taken = made.take()
+    taken = made.drain()
     add(2)
     assert (taken.value, made.value) == (5, 2)
     assert not made.is_empty
-    made.take()
+    made.drain()
     assert made.is_empty
 
 
@@ -118,7 +118,7 @@ def test_a_reading_that_is_none_is_refused_and_counted(odd: Any) -> None:
 
 def test_a_taken_gauge_has_no_reading_until_the_next_one() -> None:
     made = gauge(0.5)
-    assert made.take().value == 0.5
+    assert made.drain().value == 0.5
     assert made.is_empty
 
 
@@ -167,7 +167,7 @@ def test_a_label_set_that_was_only_asked_for_holds_nothing() -> None:
 def test_who_kept_a_label_set_goes_on_with_it_after_all_was_taken() -> None:
     made = labelled(a=1)
     kept = made.labels("a")
-    taken = made.take()
+    taken = made.drain()
     kept.add(5)
     made.fold()
     assert (taken.to_value(), made.to_value()) == ({("a",): 1}, {("a",): 5})

@@ -139,3 +139,12 @@ def test_a_frame_over_the_limit_is_dropped_with_its_connection(ipc_endpoint: str
         assert pull.drain(0.2) == []
         liar.close(0)
         honest.close(1)
+
+
+def test_a_private_directory_that_others_may_enter_is_refused(ipc_endpoint: str) -> None:
+    directory = path_of(ipc_endpoint).parent
+    directory.chmod(0o777)
+    with pytest.raises(EndpointError, match="is not a directory of this user alone"):
+        PullSocket(ipc_endpoint, private=True)
+    directory.chmod(0o700)
+    PullSocket(ipc_endpoint, private=True).close()

@@ -12,10 +12,9 @@ from kvxfer.cli.progress import Progress
 from kvxfer.cli.summary import Summary, summarize, table, write
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
-from kvxfer.errors import ConfigError
 from kvxfer.exporters.log import LogExporter
 from kvxfer.units import mib
-from kvxfer.workload.mover import MOVERS, SHORT_NAMES
+from kvxfer.workload.mover import MOVERS, SHORT_NAMES, mover_class
 from kvxfer.workload.run import DEFAULT_BLOCK_BYTES, Outcome, Workload
 from kvxfer.workload.trace import Transfer
 
@@ -43,15 +42,6 @@ def add_arguments(parser: argparse.ArgumentParser, interval: float) -> None:
     parser.add_argument("--summary-json", metavar="FILE", help="write the comparison as JSON")
 
 
-def connector_name(name: str) -> str:
-    """The full name of a connector that can be moved with; raises `ConfigError` for others."""
-    full = SHORT_NAMES.get(name, name)
-    if full not in MOVERS:
-        message = f"--connector {name}: no workload moves blocks with it: use {', '.join(SHORT_NAMES)}"
-        raise ConfigError(message)
-    return full
-
-
 def move(
     arguments: argparse.Namespace,
     transfers: Iterable[Transfer],
@@ -62,7 +52,8 @@ def move(
     seconds: float | None = None,
 ) -> int:
     """Run the workload beside a collector, print lines and comparison; 0 where recorded equals collected, else 1."""
-    connector = connector_name(arguments.connector)
+    connector = SHORT_NAMES.get(arguments.connector, arguments.connector)
+    mover_class(connector)  # an unknown one is said before anything is started
     with tempfile.TemporaryDirectory(prefix="kvxfer-") as directory:
         endpoint = arguments.endpoint or f"ipc://{Path(directory) / 'collector.ipc'}"
         config = CollectorConfig(endpoint=endpoint, interval_seconds=arguments.interval)

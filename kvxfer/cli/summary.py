@@ -37,7 +37,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     @property
     def is_equal(self) -> bool:
-        """Whether everything recorded was collected, and nothing else."""
+        """Whether each field that was recorded was collected with the same count and sum."""
         return self.recorded == self.collected
 
 

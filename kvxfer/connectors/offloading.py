@@ -72,7 +72,7 @@ class OffloadingConnectorStats(KVConnectorStats):
                 self._rejected += 1
             else:
                 state.labels(*key).load(value)
-                self._rejected += state.take_rejected()
+                self._rejected += state.drain_rejected()
 
     def _metric(self, name: str, kind: str, num_labels: int) -> LabelledState | None:
         """The state of a metric, made where there is room; None where it is full or of another kind."""

@@ -5,6 +5,8 @@ with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (c
 rates, unrounded; with ``error`` where the connector's own class failed.
 """
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,7 @@ import msgspec
 from kvxfer.errors import RecordError
 from kvxfer.interval import Interval, rates
 from kvxfer.stats import KVConnectorStats
+from kvxfer.wire import plain
 
 VERSION: Final = 1
 _START: Final = b'{"version":'
@@ -78,7 +81,11 @@ class JsonlExporter:
 
     def export(self, interval: Interval) -> None:
         """Write the interval's line."""
-        self._file.write(msgspec.json.encode(as_record(interval)) + b"\n")
+        line = msgspec.json.encode(as_record(interval), enc_hook=plain) + b"\n"
+        end = self._path.stat().st_size
+        if self._file.write(line) != len(line):  # the disk is full: no half line in the middle of the file
+            self._file.truncate(end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def close(self) -> None:
         """Close the file."""

@@ -70,7 +70,10 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
     [
         (("demo", "--workers", "0"), "expected a whole number above 0, got 0"),
         (("demo", "--seconds", "x"), "argument --seconds: invalid positive value: 'x'"),
-        (("demo", "--connector", "telepathy"), "--connector telepathy: no workload moves blocks with it"),
+        (
+            ("demo", "--connector", "telepathy"),
+            "no workload moves blocks for 'telepathy': use one of",
+        ),
         (("demo", "--block-bytes", "12"), "set block_bytes to a multiple of 8"),
         (("demo", "--endpoint", "udp://1"), "expected ipc://PATH or tcp://HOST:PORT, got 'udp://1'"),
         (("replay", "/nowhere.jsonl"), "/nowhere.jsonl: No such file or directory"),

@@ -18,7 +18,6 @@ from kvxfer.workload.blocks import BlockWriter, PoolShape
 from kvxfer.workload.run import Workload
 from kvxfer.workload.shared_memory import SEGMENT_FILES, SharedMemoryMover
 from kvxfer.workload.tally import Tally
-from kvxfer.workload.trace import Transfer
 
 DRIVER = """
 import sys
@@ -136,19 +135,3 @@ def test_without_nixl_the_command_that_installs_it_is_said(monkeypatch: pytest.M
     monkeypatch.setattr(nixl, "find_spec", lambda _: None)
     with pytest.raises(KVXferError, match=r"pip install 'kvxfer\[nixl\]'"):
         nixl.NixlMover(PoolShape(4, 64))
-
-
-@pytest.mark.extra
-@pytest.mark.parametrize("role", [0, 1])
-def test_a_killed_nixl_worker_ends_the_run_with_its_name(ipc_endpoint: str, role: int) -> None:
-    pytest.importorskip("nixl_cu12", reason="NIXL is not installed")
-    workload = Workload("NixlConnector", ipc_endpoint, workers=2, block_bytes=4096, pool_blocks=16)
-    victim = workload._pairs[1].processes[role]
-
-    def kill(requests: int) -> None:
-        if requests == 20:
-            os.kill(victim.pid, signal.SIGKILL)
-
-    endless = (Transfer(0.0, (n, n + 1)) for n in range(1_000_000))
-    with workload, pytest.raises(KVXferError, match=f"{victim.name} ended with exit code -9"):
-        workload.run(endless, on_progress=kill)

@@ -77,8 +77,11 @@ def test_a_request_larger_than_the_pool_is_moved_in_parts(collector: Collector) 
 
 
 @pytest.mark.parametrize("role", [0, 1])
-def test_a_killed_worker_ends_the_run_with_its_name_and_leaves_nothing(collector: Collector, role: int) -> None:
-    workload = Workload("SharedMemoryConnector", collector.endpoint, workers=2, block_bytes=4096)
+@pytest.mark.parametrize("connector", ["SharedMemoryConnector", pytest.param("NixlConnector", marks=pytest.mark.extra)])
+def test_a_killed_worker_ends_the_run_with_its_name_and_leaves_nothing(
+    collector: Collector, connector: str, role: int
+) -> None:
+    workload = Workload(connector, collector.endpoint, workers=2, block_bytes=4096)
     victim = workload._pairs[1].processes[role]
 
     def kill(requests: int) -> None:
