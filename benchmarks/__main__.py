@@ -9,24 +9,46 @@ from benchmarks.harness import MODULES, measure, run_case, table, versions
 
 
 def main() -> int:
+    arguments = _parser().parse_args()
+    problem = _problem(arguments)
+    if problem:
+        print(f"python -m benchmarks: {problem}", file=sys.stderr)
+        return 2
+    if arguments.case:
+        print(json.dumps(run_case(arguments.case, quick=arguments.quick)))
+    elif arguments.versions:
+        print(json.dumps(versions(), indent=1))
+    else:
+        return _measure(arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Each beside its peers, a process per case.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one or more of {', '.join(MODULES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, once: to see that it runs")
     parser.add_argument("--json", metavar="FILE", help="write every figure")
     parser.add_argument("--versions", action="store_true", help="print versions and machine, measure nothing")
     parser.add_argument("--case", help=argparse.SUPPRESS)  # what the harness starts for each case
-    arguments = parser.parse_args()
+    return parser
+
+
+def _problem(arguments: argparse.Namespace) -> str:
     unknown = [name for name in arguments.names if name not in MODULES]
     if unknown:
-        parser.error(f"no benchmark is called {unknown[0]!r}: use {', '.join(MODULES)}")
-    if arguments.case:
-        print(json.dumps(run_case(arguments.case, quick=arguments.quick)))
-        return 0
-    if arguments.versions:
-        print(json.dumps(versions(), indent=1))
-        return 0
-    report = measure(arguments.names or list(MODULES), quick=arguments.quick)
+        return f"no benchmark is called {unknown[0]!r}: use {', '.join(MODULES)}"
+    # Said before five minutes of measuring, not after.
+    if arguments.json and not Path(arguments.json).parent.is_dir():
+        return f"--json {arguments.json}: there is no directory {Path(arguments.json).parent}"
+    return ""
+
+
+def _measure(arguments: argparse.Namespace) -> int:
+    names = dict.fromkeys(arguments.names or MODULES)
+    report = measure(list(names), quick=arguments.quick)
     print(table(report))
+    for case in report["failed"]:
+        print(f"{case} failed: {report['cases'][case]['error']}", file=sys.stderr)
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(report, indent=1) + "\n")
     return 1 if report["failed"] else 0

@@ -1,7 +1,8 @@
 """How a figure comes about: a process per case and repetition, cases in turn, the median and the spread of all.
 
 A benchmark module has ``CASES`` (name -> function of ``quick`` that returns one number), ``UNIT``, and ``ROWS``: what
-is compared with what, and the budget where there is one.
+is compared with what, and the budget where there is one. A ratio is the median of those of the single repetitions,
+whose cases ran in the same half minute: a machine that slows down meets both sides.
 """
 
 import importlib
@@ -17,17 +18,24 @@ from typing import Any, NamedTuple
 
 MODULES = ("record", "fold", "wire", "pipe")
 PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk")
+OPTIONAL = ("prometheus_client", "opentelemetry")
 REPETITIONS = 5
+SEED = 1
+TIMEOUT_SECONDS = 120
 
 
 class Row(NamedTuple):
-    """One line of the table: our case over the peer's; ``budget`` is the most that the ratio may be."""
+    """One line of the table: our case over the peer's; ``budget`` is the most that the ratio may be.
+
+    ``unit`` is that of the module where it is not given.
+    """
 
     question: str
     ours: str
     peer: str
     budget: float | None = None
     more_is_better: bool = False
+    unit: str = ""
 
 
 def run_case(name: str, *, quick: bool) -> dict[str, Any]:
@@ -35,8 +43,10 @@ def run_case(name: str, *, quick: bool) -> dict[str, Any]:
     module, _, case = name.partition(".")
     try:
         value = importlib.import_module(f"benchmarks.{module}").CASES[case](quick)
-    except ImportError as error:
-        return {"missing": str(error)}
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        return {"missing": error.name}
     return {"value": value, "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
 
 
@@ -48,9 +58,9 @@ def measure(names: list[str], *, quick: bool) -> dict[str, Any]:
         module = importlib.import_module(f"benchmarks.{name}")
         figures = _measure_cases(name, list(module.CASES), quick=quick)
         cases |= {f"{name}.{case}": figure for case, figure in figures.items()}
-        rows += [_compare(name, row, module.UNIT, figures) for row in module.ROWS]
+        rows += [_compare(name, row, row.unit or module.UNIT, figures) for row in module.ROWS]
     failed = [name for name, figure in cases.items() if "error" in figure]
-    return {"quick": quick, "versions": versions(), "cases": cases, "rows": rows, "failed": failed}
+    return {"quick": quick, "seed": SEED, "versions": versions(), "cases": cases, "rows": rows, "failed": failed}
 
 
 def _measure_cases(name: str, cases: list[str], *, quick: bool) -> dict[str, Any]:
@@ -66,9 +76,12 @@ def _measure_cases(name: str, cases: list[str], *, quick: bool) -> dict[str, Any
 
 def _run(case: str, *, quick: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks", "--case", case, *(["--quick"] if quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"error": f"took longer than {TIMEOUT_SECONDS} s"}
     if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1:]}
+        return {"error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]}
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -80,36 +93,54 @@ def _figure(results: list[dict[str, Any]]) -> dict[str, Any]:
     values = [result["value"] for result in results]
     return {
         "median": statistics.median(values),
-        "spread": [min(values), max(values)],
+        "values": values,
         "peak_mib": max(result["peak_mib"] for result in results),
     }
 
 
 def _compare(name: str, row: Row, unit: str, figures: dict[str, Any]) -> dict[str, Any]:
     compared = {"benchmark": name, "question": row.question, "unit": unit, "ours": row.ours, "peer": row.peer}
-    ours, peer = (figures[case].get("median") for case in (row.ours, row.peer))
-    if ours is None or peer is None:
-        return compared | {"verdict": "not installed" if "missing" in figures[row.peer] else "failed"}
-    ratio = ours / peer
-    compared |= {"our_figure": ours, "peer_figure": peer, "ratio": ratio, "budget": row.budget}
+    ours, peer = figures[row.ours], figures[row.peer]
+    if "values" not in ours or "values" not in peer:
+        return compared | {"verdict": "not installed" if "missing" in peer else "failed"}
+    ratios = [mine / theirs for mine, theirs in zip(ours["values"], peer["values"], strict=True)]
+    ratio = statistics.median(ratios)
+    return compared | {
+        "our_figure": ours["median"],
+        "peer_figure": peer["median"],
+        "ratio": ratio,
+        "ratio_spread": [min(ratios), max(ratios)],
+        "budget": row.budget,
+        "verdict": _verdict(ratio, row),
+    }
+
+
+def _verdict(ratio: float, row: Row) -> str:
     if row.budget is None:
-        return compared | {"verdict": ""}
+        return ""
     kept = ratio >= row.budget if row.more_is_better else ratio <= row.budget
-    return compared | {"verdict": "ok" if kept else "missed"}
+    return "ok" if kept else "missed"
 
 
 def table(report: dict[str, Any]) -> str:
     """The comparison in Markdown: a pure function of the report."""
-    lines = ["| benchmark | kvxfer | peer | ratio | budget | |", "|---|---|---|---|---|---|"]
-    for row in report["rows"]:
-        name = f"{row['benchmark']}: {row['question']}"
-        if "ratio" not in row:
-            lines.append(f"| {name} | | | | | {row['verdict']} |")
-            continue
-        budget = "" if row["budget"] is None else f"{row['budget']:.3g}"
-        ours, peer = (f"{row[figure]:,.4g} {row['unit']}" for figure in ("our_figure", "peer_figure"))
-        lines.append(f"| {name} | {ours} | {peer} ({row['peer']}) | {row['ratio']:.3g} | {budget} | {row['verdict']} |")
-    return "\n".join(lines)
+    head = ["| benchmark | kvxfer | peer | ratio | budget | |", "|---|---|---|---|---|---|"]
+    return "\n".join(head + [_line(row) for row in report["rows"]])
+
+
+def _line(row: dict[str, Any]) -> str:
+    name = f"{row['benchmark']}: {row['question']}"
+    if "ratio" not in row:
+        return f"| {name} | | ({row['peer']}) | | | {row['verdict']} |"
+    budget = "" if row["budget"] is None else f"{row['budget']:.3g}"
+    ours, peer = (f"{_digits(row[figure])} {row['unit']}" for figure in ("our_figure", "peer_figure"))
+    low, high = row["ratio_spread"]
+    ratio = f"{row['ratio']:.3g}" + ("" if low == high else f" ({low:.3g} to {high:.3g})")
+    return f"| {name} | {ours} | {peer} ({row['peer']}) | {ratio} | {budget} | {row['verdict']} |"
+
+
+def _digits(figure: float) -> str:
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
 
 
 def versions() -> dict[str, str]:

@@ -1,13 +1,17 @@
 """The peers, each in as few lines as do its work the way its users write it."""
 
+import atexit
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+
+from benchmarks.harness import SEED
 
 Record = Callable[[float, float, int, int], object]
 
@@ -21,7 +25,7 @@ class Telemetry(NamedTuple):
     descCount: int  # noqa: N815 - NIXL's name
 
 
-def telemetry(count: int, seed: int = 1) -> list[Telemetry]:
+def telemetry(count: int, seed: int = SEED) -> list[Telemetry]:
     """Transfers like those of a service: 1 to 200 blocks of 64 KiB in about 10 ms, whole microseconds."""
     rng = random.Random(seed)
     made = []
@@ -72,9 +76,11 @@ class VllmStats:
 
 
 def prometheus(*, multiprocess: bool) -> Record:
-    """Three histograms of prometheus_client, in memory or in the files of its multiprocess mode."""
-    if multiprocess:  # read by the package when it is imported
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp()
+    """Three histograms of prometheus_client, in memory or in the files of its multiprocess mode; default buckets."""
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # read by the package when it is imported
+    if multiprocess:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
     from prometheus_client import Histogram  # noqa: PLC0415 - an extra
 
     duration, post, size = (Histogram(name, name) for name in ("duration", "post", "size"))
@@ -88,7 +94,7 @@ def prometheus(*, multiprocess: bool) -> Record:
 
 
 def opentelemetry() -> Record:
-    """Three histograms of the OpenTelemetry SDK with an in-memory reader."""
+    """Three histograms of the OpenTelemetry SDK with an in-memory reader; its default, explicit buckets."""
     from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - an extra
     from opentelemetry.sdk.metrics.export import InMemoryMetricReader  # noqa: PLC0415 - an extra
 

@@ -1,77 +1,82 @@
-"""How many reports of 1,000 NIXL transfers does a collector take, from another process, on one core?
+"""How many reports of 1,000 NIXL transfers does a collector take, from another process, and at what CPU?
 
 Against a PULL loop that receives the same frames and drops them, and a `multiprocessing.Queue`. The sender runs beside,
-so a machine of two cores gives each its own.
+so a machine of two cores gives each its own. CPU is the receiving process's, ZeroMQ's thread included. The sender is
+done long before the collector, which then takes from memory what has arrived: nothing is refused or repeated.
 """
 
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import zmq
 
 from benchmarks.harness import Row
-from benchmarks.wire import report
+from benchmarks.wire import check_all_taken, reports
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.transport import PullSocket
-from kvxfer.wire import Report, decode, encode
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
 
+SOURCES = 8
 UNIT = "reports/s"
+MERGED = 1_000  # of each source: some 3 s of the collector
+RECEIVED = 5_000  # of each source: some 0.3 s of a loop that only receives
 
 
-def _count(*, quick: bool) -> int:
-    return 4_000 if quick else 40_000
+class Taken(NamedTuple):
+    """What a receiver took, from its second turn on."""
+
+    reports: int
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.reports / self.seconds
+
+    @property
+    def cpu_microseconds(self) -> float:
+        return self.cpu_seconds / self.reports * 1e6
 
 
-def _frames(count: int) -> list[bytes]:
-    """Reports that differ in their numbers and, by turns, in what they hold."""
-    makers = [decode(report(1000, seed)) for seed in range(8)]
-    numbered = (msgspec.structs.replace(makers[n % 8], seq=n + 1) for n in range(count))
-    return [encode(message) for message in numbered if isinstance(message, Report)]
-
-
-def _send(endpoint: str, count: int) -> None:
-    frames = _frames(count)
+def _send(endpoint: str, each: int) -> None:
+    frames = reports(SOURCES, each)
     with zmq.Context() as context, context.socket(zmq.PUSH) as push:
         push.connect(endpoint)
         for frame in frames:
             push.send(frame)
 
 
-def _put(queue: "Queue[bytes]", count: int) -> None:
-    for frame in _frames(count):
+def _put(queue: "Queue[bytes]", each: int) -> None:
+    for frame in reports(SOURCES, each):
         queue.put(frame)
 
 
-def _rate(receive: Callable[[], int], count: int) -> float:
-    """Frames a second, from the first one on."""
-    received = receive()
-    start, first = time.perf_counter(), received
+def _take(receive: Callable[[], int], count: int) -> Taken:
+    first = received = receive()
+    start, cpu_start = time.perf_counter(), time.process_time()
     while received < count:
         received += receive()
-    return (count - first) / (time.perf_counter() - start)
+    return Taken(count - first, time.perf_counter() - start, time.process_time() - cpu_start)
 
 
-def _over_ipc(quick: bool, receiver: Callable[[str], Callable[[], int]]) -> float:  # noqa: FBT001
-    count = _count(quick=quick)
+def _over_ipc(take: Callable[[str, int], Taken], each: int) -> Taken:
     with TemporaryDirectory() as directory:
         endpoint = f"ipc://{directory}/pipe.ipc"
-        receive = receiver(endpoint)
-        sender = get_context("spawn").Process(target=_send, args=(endpoint, count), daemon=True)
+        sender = get_context("spawn").Process(target=_send, args=(endpoint, each), daemon=True)
         sender.start()
-        rate = _rate(receive, count)
+        taken = take(endpoint, SOURCES * each)
         sender.join()
-    return rate
+    return taken
 
 
-def _collector(endpoint: str) -> Callable[[], int]:
+def _collector(endpoint: str, count: int) -> Taken:
     pull, aggregator = PullSocket(endpoint), Aggregator(CollectorConfig(), 0.0)
 
     def receive() -> int:
@@ -80,36 +85,48 @@ def _collector(endpoint: str) -> Callable[[], int]:
             aggregator.feed(frame, 1.0)
         return len(frames)
 
-    return receive
+    taken = _take(receive, count)
+    pull.close()
+    check_all_taken(aggregator, count)
+    return taken
 
 
-def _bare(endpoint: str) -> Callable[[], int]:
-    pull = zmq.Context.instance().socket(zmq.PULL)
-    pull.bind(endpoint)
-
-    def receive() -> int:
-        pull.recv()
-        return 1
-
-    return receive
+def _bare(endpoint: str, count: int) -> Taken:
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        pull.bind(endpoint)
+        return _take(lambda: len((pull.recv(),)), count)
 
 
-def queue(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
-    count, context = _count(quick=quick), get_context("spawn")
+def _queue(each: int) -> Taken:
+    context = get_context("spawn")
     pipe: Queue[bytes] = context.Queue()
-    sender = context.Process(target=_put, args=(pipe, count), daemon=True)
+    sender = context.Process(target=_put, args=(pipe, each), daemon=True)
     sender.start()
-    rate = _rate(lambda: bool(pipe.get()), count)
+    taken = _take(lambda: len((pipe.get(),)), SOURCES * each)
     sender.join()
-    return rate
+    return taken
+
+
+def _run(quick: bool, name: str, *, cpu: bool = False) -> float:  # noqa: FBT001 - the harness calls it
+    part = 5 if quick else 1
+    if name == "queue":
+        taken = _queue(RECEIVED // part)
+    elif name == "pyzmq":
+        taken = _over_ipc(_bare, RECEIVED // part)
+    else:
+        taken = _over_ipc(_collector, MERGED // part)
+    return taken.cpu_microseconds if cpu else taken.rate
 
 
 CASES: dict[str, Callable[[bool], float]] = {
-    "kvxfer": lambda quick: _over_ipc(quick, _collector),
-    "pyzmq": lambda quick: _over_ipc(quick, _bare),
-    "queue": queue,
+    "kvxfer": partial(_run, name="kvxfer"),
+    "pyzmq": partial(_run, name="pyzmq"),
+    "queue": partial(_run, name="queue"),
+    "kvxfer_cpu": partial(_run, name="kvxfer", cpu=True),
+    "pyzmq_cpu": partial(_run, name="pyzmq", cpu=True),
 }
 ROWS = (
     Row("reports of 1,000 transfers taken and merged", "kvxfer", "pyzmq", 0.55, more_is_better=True),
     Row("beside a Queue that only receives them", "kvxfer", "queue"),
+    Row("CPU per report, beside receiving it", "kvxfer_cpu", "pyzmq_cpu", unit="us"),
 )

@@ -5,8 +5,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "benchmarks" / "README.md"
 RESULTS = ROOT / "benchmarks" / "results.json"
+
+ROW = {"benchmark": "record", "question": "one", "unit": "ns", "ours": "kvxfer", "peer": "vllm"}
+MEASURED = ROW | {"our_figure": 281.3, "peer_figure": 1576.2, "ratio": 0.178, "ratio_spread": [0.171, 0.19]}
+
+
+def python(code: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def table(report: Path) -> str:
+    code = "import json, sys; from benchmarks.harness import table; print(table(json.load(open(sys.argv[1]))))"
+    return python(code, str(report))
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -14,12 +32,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=110)
 
 
+def published_rows() -> str:
+    return "".join(f"{line}\n" for line in README.read_text().splitlines() if line.startswith("|"))
+
+
 def test_the_table_in_the_readme_is_made_of_the_figures_beside_it() -> None:
-    code = "import json, sys; from benchmarks.harness import table; print(table(json.load(open(sys.argv[1]))))"
-    made = subprocess.run(
-        [sys.executable, "-c", code, str(RESULTS)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert made.stdout in (ROOT / "benchmarks" / "README.md").read_text()
+    assert table(RESULTS) == published_rows()
 
 
 def test_the_published_figures_are_of_a_full_run_in_which_nothing_failed() -> None:
@@ -27,18 +45,55 @@ def test_the_published_figures_are_of_a_full_run_in_which_nothing_failed() -> No
     assert not report["quick"]
     assert report["failed"] == []
     assert {row["benchmark"] for row in report["rows"]} == {"record", "fold", "wire", "pipe"}
-    machine = (ROOT / "benchmarks" / "README.md").read_text()
-    assert report["versions"]["machine"] in machine
+    assert all("ratio" in row for row in report["rows"])
+    assert report["versions"]["machine"] in README.read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (
+            MEASURED | {"budget": 0.5, "verdict": "ok"},
+            "| record: one | 281 ns | 1,576 ns (vllm) | 0.178 (0.171 to 0.19) | 0.5 | ok |",
+        ),
+        (
+            MEASURED | {"budget": None, "verdict": "", "ratio_spread": [0.178, 0.178]},
+            "| record: one | 281 ns | 1,576 ns (vllm) | 0.178 |  |  |",
+        ),
+        (ROW | {"verdict": "not installed"}, "| record: one | | (vllm) | | | not installed |"),
+    ],
+)
+def test_a_line_of_the_table(row: dict[str, object], line: str, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"rows": [row]}))
+    assert table(report).splitlines()[2] == line
+
+
+def test_a_peer_that_is_not_installed_is_said_and_is_no_failure() -> None:
+    code = (
+        "import json, sys; sys.modules['prometheus_client'] = None;"
+        "from benchmarks.harness import run_case; print(json.dumps(run_case('record.prometheus', quick=True)))"
+    )
+    assert json.loads(python(code)) == {"missing": "prometheus_client"}
 
 
 def test_a_benchmark_that_does_not_exist_is_named() -> None:
     done = run("telepathy")
     assert done.returncode == 2
-    assert "no benchmark is called 'telepathy': use record, fold, wire, pipe" in done.stderr
+    expected = "python -m benchmarks: no benchmark is called 'telepathy': use record, fold, wire, pipe\n"
+    assert done.stderr == expected
+
+
+def test_a_file_that_cannot_be_written_is_said_before_measuring() -> None:
+    done = run("record", "--json", "no/such/directory/results.json")
+    assert done.returncode == 2
+    expected = "python -m benchmarks: --json no/such/directory/results.json: there is no directory no/such/directory\n"
+    assert done.stderr == expected
 
 
 def test_a_quick_run_measures_and_compares() -> None:
     done = run("wire", "--quick")
     assert done.returncode == 0, done.stderr
     assert "| wire: 1,000 transfers |" in done.stdout
+    assert "| wire: collector side, memory |" in done.stdout
     assert "failed" not in done.stdout
