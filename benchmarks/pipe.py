@@ -18,7 +18,7 @@ from benchmarks.harness import Row
 from benchmarks.wire import check_all_taken, reports
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
-from kvxfer.transport import PullSocket
+from kvxfer.transport import CollectorSockets
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -77,7 +77,7 @@ def _over_ipc(take: Callable[[str, int], Taken], each: int) -> Taken:
 
 
 def _collector(endpoint: str, count: int) -> Taken:
-    pull, aggregator = PullSocket(endpoint), Aggregator(CollectorConfig(), 0.0)
+    pull, aggregator = CollectorSockets(endpoint), Aggregator(CollectorConfig(), 0.0)
 
     def receive() -> int:
         frames = pull.drain(1.0)

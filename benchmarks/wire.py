@@ -66,7 +66,7 @@ def payload(transfers: int, seed: int = SEED) -> bytes:
 
 def check_all_taken(aggregator: Aggregator, count: int) -> None:
     """Raise RuntimeError if what was timed refused a report instead of merging it."""
-    if aggregator.pipeline().reports_received != count:
+    if aggregator.pipeline(1.0).reports_received != count:
         message = f"{count} reports were fed: {aggregator}"
         raise RuntimeError(message)
 

@@ -4,23 +4,20 @@ No socket, no clock, no thread: every step takes ``now`` (Unix seconds of the co
 caught here, once, and counted by its cause; it costs no other peer anything.
 """
 
+import contextlib
 from collections import Counter as Tally
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from kvxfer.config import CollectorConfig
-from kvxfer.errors import ImplausibleError, KVXferError, PeerError, UnknownConnectorError
+from kvxfer.errors import ConfigError, ImplausibleError, KVXferError, PeerError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
-from kvxfer.seqs import SeenSeqs
+from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
+from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import Goodbye, Report, Source, decode, decode_payload, decode_source
-
-Key = TypeVar("Key")
-
-_MOST_LOST: Final = 1 << 20
-"""Reports that a source may have lost: twelve days of one a second. A goodbye that claims more is not believed."""
+from kvxfer.wire import Report, decode, decode_payload, source_of_topic
 
 
 class Place(NamedTuple):
@@ -28,34 +25,6 @@ class Place(NamedTuple):
 
     source: bytes
     connector: str
-
-
-class GroupKey(NamedTuple):
-    """The connector and the values of the labels grouped by (None where a source has no such label)."""
-
-    connector: str
-    labels: tuple[str | None, ...]
-
-
-class _KnownSource:
-    """What is known of one source; ``stats`` of the open interval and ``totals`` of the closed ones, by connector."""
-
-    __slots__ = ("clock_offset", "final_seq", "lost", "seen", "source", "stats", "totals")
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.seen = SeenSeqs()
-        self.stats: dict[str, KVConnectorStats] = {}
-        self.totals: dict[str, KVConnectorStats] = {}
-        self.clock_offset = 0.0
-        self.final_seq: int | None = None
-        self.lost = 0
-
-
-class TooManySourcesError(PeerError):
-    """A source beyond the collector's cap."""
-
-    cause = "too_many_sources"
 
 
 class ConnectorFailedError(PeerError):
@@ -67,7 +36,9 @@ class ConnectorFailedError(PeerError):
 class Aggregator:
     """Dedupes reports by their numbers, merges them per group and source, and closes an interval when it is time.
 
-    Up to ``max_source_views`` sources keep their own numbers too; those that said goodbye make room for others.
+    Up to ``max_source_views`` sources keep their own numbers too; those that are gone make room for others.
+    Law: the same frames and times in the same order give the same state, and so does a state that was saved, restored
+    and fed with what came after.
     """
 
     def __init__(self, config: CollectorConfig, now: float) -> None:
@@ -76,59 +47,76 @@ class Aggregator:
         self._begin = self._start = now
         self.due = now + config.interval_seconds
         """When the interval ends, in Unix seconds."""
-        self._sources: dict[bytes, _KnownSource] = {}
-        self._gone: dict[bytes, None] = {}
+        self.sources = Sources(config)
         # The sources with numbers of their own, and those of them that reported in this interval.
-        self._viewed: dict[Place, _KnownSource] = {}
-        self._touched: dict[Place, _KnownSource] = {}
-        self._groups: dict[GroupKey, KVConnectorStats] = {}
-        self._ranks: dict[GroupKey, set[bytes]] = {}
-        self._totals: dict[GroupKey, KVConnectorStats] = {}
-        self._total_ranks: dict[GroupKey, set[bytes]] = {}
-        self._received = self._duplicate = self._lost = self._rejected_observations = self._cut = 0
+        self._viewed: dict[Place, KnownSource] = {}
+        self._touched: dict[Place, KnownSource] = {}
+        self._groups = Groups(config)
+        self._received = self._duplicate = self._rejected_observations = self._cut = 0
         self._rejected: Tally[str] = Tally()
 
     def __repr__(self) -> str:
         """Give the counts."""
         rejected = sum(self._rejected.values())
         return (
-            f"<Aggregator sources={len(self._sources)} received={self._received} duplicate={self._duplicate}"
-            f" rejected={rejected} lost={self._lost}>"
+            f"<Aggregator sources={len(self.sources)} received={self._received} duplicate={self._duplicate}"
+            f" rejected={rejected} lost={self.sources.num_lost}>"
         )
 
     # --- in
 
-    def feed(self, frame: bytes, now: float) -> None:
-        """Take one frame of a peer, whatever is in it."""
+    def feed(self, frame: bytes, now: float) -> bool:
+        """Take one frame of a peer, whatever is in it; whether it changed what is to be kept."""
         try:
             message = decode(frame)
-            if isinstance(message, Goodbye):
-                self._part(message)
-            else:
-                self._take(message, now)
+            if isinstance(message, Report):
+                return self._take(message, now)
+            self.sources.part(message, now)
         except KVXferError as error:
             self._rejected[_cause(error)] += 1
+            return False
+        else:
+            return True
 
-    def _take(self, report: Report, now: float) -> None:
-        stats = _open(report)  # first, since what cannot be read makes no source known
-        known = self._known(report.source)
-        if not known.seen.take(report.seq):
+    def subscribed(self, subscription: bytes) -> None:
+        """Take the topic that a peer listens to from now on."""
+        with contextlib.suppress(PeerError):
+            self.sources.subscribed(source_of_topic(subscription))
+
+    def _take(self, report: Report, now: float) -> bool:
+        known = self.sources.get(report.source)
+        if known is not None and known.taken.holds(report.seq):
+            self.sources.take(known, report, now)
             self._duplicate += 1
-            return
-        self._settle(known)
+            return False
+        stats = self._opened(report, known, now)  # first, since what cannot be read makes no source known
+        known = self.sources.admit(report.source, now)
+        self._forget_evicted()
+        self.sources.take(known, report, now)
         known.clock_offset = now - report.end
-        with _class_of_somebody_else():
-            rejected = stats.num_rejected()
-            if not stats.is_empty():
-                self._merge(report, known, stats)
         self._received += 1
         self._cut += report.cut
-        self._rejected_observations += rejected
+        with _class_of_somebody_else():
+            self._rejected_observations += stats.num_rejected()
+            if not stats.is_empty():
+                self._merge(report, known, stats)
+        return True
 
-    def _merge(self, report: Report, known: _KnownSource, stats: KVConnectorStats) -> None:
-        key = self._key(known.source, report.connector)
-        _merge_copy(self._groups, key, stats)
-        self._ranks.setdefault(key, set()).add(report.source)
+    def _opened(self, report: Report, known: KnownSource | None, now: float) -> KVConnectorStats:
+        """The stats in a report. One that is unreadable is settled, or its publisher would send it for ever."""
+        try:
+            return _open(report)
+        except UnknownConnectorError:
+            raise  # its publisher keeps it until a collector comes that knows the connector
+        except KVXferError:
+            if known is not None:
+                self.sources.take(known, report, now)
+            raise
+
+    def _merge(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
+        group = self._groups.of(known.source, report.connector)
+        group.stats = _merged(group.stats, stats)
+        group.ranks.add(report.source)
         place = Place(report.source, report.connector)
         if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
             self._make_room_for_a_view()
@@ -138,50 +126,15 @@ class Aggregator:
             self._viewed[place] = self._touched[place] = known
 
     def _make_room_for_a_view(self) -> None:
-        if not self._gone:
-            return
-        ended = (place for place, known in self._viewed.items() if known.final_seq is not None)
+        ended = (place for place, known in self._viewed.items() if known.is_gone)
         place = next((place for place in ended if place not in self._touched), None)
         if place is not None:
             self._viewed.pop(place).totals.pop(place.connector, None)
 
-    def _known(self, encoded: bytes) -> _KnownSource:
-        known = self._sources.get(encoded)
-        if known is not None:
-            return known
-        source = decode_source(encoded)
-        if len(self._sources) >= self._config.max_sources:
-            self._evict()
-        return self._sources.setdefault(encoded, _KnownSource(source))
-
-    def _evict(self) -> None:
-        if not self._gone:
-            message = f"{len(self._sources)} sources are known already"
-            raise TooManySourcesError(message)
-        gone = next(iter(self._gone))
-        del self._sources[gone], self._gone[gone]
-        for ranks in self._total_ranks.values():
-            ranks.discard(gone)
-
-    def _part(self, goodbye: Goodbye) -> None:
-        known = self._known(goodbye.source)
-        missing = known.seen.missing(goodbye.seq)
-        if missing > _MOST_LOST:
-            message = f"a goodbye that claims {missing} reports which never came"
-            raise ImplausibleError(message)
-        known.final_seq = max(goodbye.seq, known.final_seq or 0)
-        self._gone[goodbye.source] = None
-        self._settle(known)
-
-    def _settle(self, known: _KnownSource) -> None:
-        """Count what is lost for good: the gaps of a source that said goodbye."""
-        if known.final_seq is not None:
-            lost = known.seen.missing(known.final_seq)
-            self._lost += lost - known.lost
-            known.lost = lost
-
-    def _key(self, source: Source, connector: str) -> GroupKey:
-        return GroupKey(connector, tuple(source.labels.get(label) for label in self._config.group_by))
+    def _forget_evicted(self) -> None:
+        for encoded in self.sources.evicted:
+            self._groups.forget(encoded)
+        self.sources.evicted.clear()
 
     # --- out
 
@@ -191,17 +144,27 @@ class Aggregator:
 
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
+        self.sources.expire(now)
         views = []
         for place, known in self._touched.items():
             stats = known.stats.pop(place.connector)
-            views.append(SourceView(known.source, place.connector, stats, known.clock_offset))
-            self._add_to_total(known.totals, place.connector, stats)
-        groups, ranks = self._groups, self._ranks
-        interval = Interval(self._start, now, self._as_groups(groups, ranks), tuple(views), self.pipeline())
-        for key, merged in groups.items():
-            self._add_to_total(self._totals, key, merged)
-            self._total_ranks.setdefault(key, set()).update(ranks[key])
-        self._touched, self._groups, self._ranks = {}, {}, {}
+            views.append(self._view(known, place.connector, stats, now))
+            total = self._added(known.totals.get(place.connector), stats)
+            if total is not None:
+                known.totals[place.connector] = total
+        open_groups = [
+            (key, group, group.stats) for key, group in self._groups.by_key.items() if group.stats is not None
+        ]
+        groups = tuple(
+            Group(key.connector, self._groups.labels(key), stats, len(group.ranks)) for key, group, stats in open_groups
+        )
+        silent = self.sources.silent(now)
+        interval = Interval(self._start, now, groups, tuple(views), self.pipeline(now), silent)
+        for _, group, stats in open_groups:
+            group.totals = self._added(group.totals, stats)
+            group.total_ranks |= group.ranks
+            group.stats, group.ranks = None, set()
+        self._touched = {}
         self._start = now
         if now >= self.due:
             ended = int((now - self.due) / self._config.interval_seconds) + 1
@@ -210,53 +173,105 @@ class Aggregator:
 
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups: dict[GroupKey, KVConnectorStats] = {}
-        for part in (self._totals, self._groups):
-            for key, stats in part.items():
-                self._add_to_total(groups, key, stats)
-        ranks = {key: self._total_ranks.get(key, set()) | self._ranks.get(key, set()) for key in groups}
-        return Interval(self._begin, now, self._as_groups(groups, ranks), self._all_views(), self.pipeline())
+        groups = ((key, group, self._sum(group.totals, group.stats)) for key, group in self._groups.by_key.items())
+        views = (
+            (place, known, self._sum(known.totals.get(place.connector), known.stats.get(place.connector)))
+            for place, known in self._viewed.items()
+        )
+        return Interval(
+            self._begin,
+            now,
+            tuple(
+                Group(key.connector, self._groups.labels(key), total, len(group.total_ranks | group.ranks))
+                for key, group, total in groups
+                if total is not None
+            ),
+            tuple(self._view(known, place.connector, total, now) for place, known, total in views if total is not None),
+            self.pipeline(now),
+            self.sources.silent(now),
+        )
 
-    def _all_views(self) -> tuple[SourceView, ...]:
-        views = []
-        for place, known in self._viewed.items():
-            totals: dict[str, KVConnectorStats] = {}
-            for part in (known.totals, known.stats):
-                if place.connector in part:
-                    self._add_to_total(totals, place.connector, part[place.connector])
-            offset = known.clock_offset
-            views += [SourceView(known.source, connector, stats, offset) for connector, stats in totals.items()]
-        return tuple(views)
+    def _view(self, known: KnownSource, connector: str, stats: KVConnectorStats, now: float) -> SourceView:
+        state = self.sources.state(known, now).value
+        return SourceView(known.source, connector, stats, known.clock_offset, known.last_seen, state)
 
-    def _add_to_total(self, into: dict[Key, KVConnectorStats], key: Key, stats: KVConnectorStats) -> None:
-        """Merge stats that stay as they are, unless they only grow; a class that fails at it is counted."""
+    def _sum(self, *parts: KVConnectorStats | None) -> KVConnectorStats | None:
+        """The sum of the parts, which stay as they are; None where there is none."""
+        total: KVConnectorStats | None = None
+        for part in parts:
+            total = total if part is None else self._added(total, part)
+        return total
+
+    def _added(self, total: KVConnectorStats | None, stats: KVConnectorStats) -> KVConnectorStats | None:
+        """The total with stats that stay as they are, without those that only grow; a class that fails is counted."""
         try:
             with _class_of_somebody_else():
-                if stats.is_bounded():
-                    _merge_copy(into, key, stats)
+                return _merged(total, stats) if stats.is_bounded() else total
         except KVXferError as error:
             self._rejected[_cause(error)] += 1
+            return total
 
-    def _as_groups(
-        self, groups: dict[GroupKey, KVConnectorStats], ranks: dict[GroupKey, set[bytes]]
-    ) -> tuple[Group, ...]:
-        return tuple(Group(key.connector, self._labels(key), stats, len(ranks[key])) for key, stats in groups.items())
-
-    def _labels(self, key: GroupKey) -> dict[str, str]:
-        pairs = zip(self._config.group_by, key.labels, strict=True)
-        return {label: value for label, value in pairs if value is not None}
-
-    def pipeline(self) -> Pipeline:
+    def pipeline(self, now: float) -> Pipeline:
         """What the pipeline counts of itself."""
         return Pipeline(
             reports_received=self._received,
             reports_duplicate=self._duplicate,
-            reports_lost=self._lost,
+            reports_lost=self.sources.num_lost,
             reports_rejected=dict(self._rejected),
             observations_rejected=self._rejected_observations,
             observations_cut=self._cut,
-            sources_known=len(self._sources),
+            sources=self.sources.count_states(now),
         )
+
+    # --- kept over a restart
+
+    def save(self) -> bytes:
+        """All that is known, for `restore`."""
+        positions = {encoded: number for number, encoded in enumerate(self.sources.by_bytes)}
+        return encode_state(
+            SavedState(
+                self._begin,
+                self._start,
+                self.due,
+                self._config.group_by,
+                self._groups.save(positions),
+                [known.save() for known in self.sources.by_bytes.values()],
+                self._received,
+                self.sources.num_lost,
+                self._cut,
+                self._rejected_observations,
+            )
+        )
+
+    def save_counts(self) -> bytes:
+        """What was counted of messages that `feed` was false for, for `restore_counts`."""
+        return encode_counts(SavedCounts(self._duplicate, dict(self._rejected)))
+
+    def restore_counts(self, saved: bytes) -> None:
+        """Go on from saved counts, after `restore` and what came after it; raises `JournalError` for none."""
+        counts = decode_counts(saved)
+        self._duplicate, self._rejected = counts.duplicate, Tally(counts.rejected)
+
+    def restore(self, saved: bytes) -> None:
+        """Go on from a saved state, in an aggregator that has taken nothing yet.
+
+        Raises `JournalError` for bytes that are none, `ConfigError` for a state that is grouped by other labels.
+        """
+        state = decode_state(saved)
+        if state.group_by != self._config.group_by:
+            message = (
+                f"the journal groups by {','.join(state.group_by) or 'nothing'}, this collector by"
+                f" {','.join(self._config.group_by) or 'nothing'}: group as before, or name another journal"
+            )
+            raise ConfigError(message)
+        self._begin, self._start, self.due = state.begin, state.start, state.due
+        self._received, self._cut, self._rejected_observations = state.received, state.cut, state.rejected_observations
+        self.sources.num_lost = state.lost
+        for saved_source in state.sources:
+            known = self.sources.add(KnownSource.restored(saved_source, self._start))
+            self._viewed |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.stats)}
+            self._touched |= {Place(known.encoded, connector): known for connector in known.stats}
+        self._groups.restore(state.groups, [source.encoded for source in state.sources])
 
 
 def _open(report: Report) -> KVConnectorStats:
@@ -278,7 +293,7 @@ def _cause(error: KVXferError) -> str:
     return "unknown_connector" if isinstance(error, UnknownConnectorError) else ImplausibleError.cause
 
 
-@contextmanager
+@contextlib.contextmanager
 def _class_of_somebody_else() -> Iterator[None]:
     """What a connector's class raises, other than our own errors, is a `ConnectorFailedError`."""
     try:
@@ -290,10 +305,8 @@ def _class_of_somebody_else() -> Iterator[None]:
         raise ConnectorFailedError(message) from error
 
 
-def _merge_copy(into: dict[Key, KVConnectorStats], key: Key, stats: KVConnectorStats) -> None:
+def _merged(held: KVConnectorStats | None, stats: KVConnectorStats) -> KVConnectorStats:
     """Merge stats that stay as they are. Lists of somebody else's class may be taken as they are, hence the copy."""
-    held = into.get(key)
     if held is None:
-        into[key] = stats.copy()
-    else:
-        into[key] = held.aggregate(stats if stats.is_bounded() else stats.copy())
+        return stats.copy()
+    return held.aggregate(stats if stats.is_bounded() else stats.copy())

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import FrameType, TracebackType
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from kvxfer.aggregator import Aggregator
+from kvxfer.clock import SteadyClock
+from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
+from kvxfer.errors import EndpointError
 from kvxfer.interval import Exporter, Interval, Pipeline
-from kvxfer.transport import PullSocket
+from kvxfer.transport import CollectorSockets
+from kvxfer.wire import VERSION, Ack, encode_ack
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -26,6 +30,8 @@ logger = logging.getLogger("kvxfer")
 _POLL_SECONDS: Final = 0.1
 # A last look for frames that are on their way: workers that closed before us had theirs delivered within this.
 _SETTLE_SECONDS: Final = 0.05
+# The last acknowledgements leave within this; who does not hear them sends again to the next collector.
+_ACK_SECONDS: Final = 0.5
 # Workers that go on sending do not keep a collector from stopping.
 _LAST_SECONDS: Final = 2.0
 
@@ -34,19 +40,27 @@ class Collector:
     """Receives reports at an endpoint, and hands an `Interval` to its exporters every ``interval_seconds``.
 
     One of: `run` in the foreground, `start` and `stop` on a thread, or `poll` within somebody's loop; `snapshot` at any
-    time, from any thread. It binds when it is made and raises `EndpointError` where it cannot.
+    time, from any thread. It binds when it is made, and raises `EndpointError` where it cannot, `JournalError` where
+    another collector has its journal, `ConfigError` where the journal was grouped by other labels.
     """
 
     def __init__(self, config: CollectorConfig | None = None, exporters: Sequence[Exporter] = ()) -> None:
         """Bind the endpoint."""
         self.config = config or CollectorConfig()
         endpoint = self.config.endpoint or default_endpoint()
-        self._socket = PullSocket(endpoint, private=endpoint == private_endpoint())
-        self.endpoint = self._socket.endpoint
-        self._exporters = tuple(exporters)
-        self._clock = _SteadyClock()
-        self._aggregator = Aggregator(self.config, self._clock.now())
+        self.id = uuid.uuid4().hex
+        """New with each start: publishers send to a collector that they did not know what none has acknowledged."""
+        self._clock = SteadyClock()
         self._lock = threading.Lock()
+        self._commits = Commits(self.config, self._lock, self._clock.now())
+        self._aggregator = self._commits.aggregator
+        try:
+            self._sockets = CollectorSockets(endpoint, private=endpoint == private_endpoint())
+        except EndpointError:
+            self._commits.close()
+            raise
+        self.endpoint = self._sockets.endpoint
+        self._exporters = tuple(exporters)
         self._exports_failed = 0
         self._warned: set[int] = set()
         self._stopping = False
@@ -102,14 +116,27 @@ class Collector:
 
     def poll(self, timeout: float = 0.0) -> list[Interval]:
         """Take what arrives within ``timeout`` seconds, and export the interval that is due, if one is."""
-        left = self._aggregator.due - self._clock.now()
-        frames = self._socket.drain(max(0.0, min(timeout, left)))
-        self._feed(frames)
+        self._take(self._sockets.drain(max(0.0, min(timeout, self._seconds_left()))))
+        now = self._clock.now()
         with self._lock:
-            intervals = self._aggregator.tick(self._clock.now())
+            intervals = self._aggregator.tick(now)
+        for interval in intervals:
+            self._commits.close_interval(interval, now)
+        if intervals or not self._commits.seconds_left(now):
+            self._commit(now)
         for interval in intervals:
             self._export(interval)
         return intervals
+
+    def _seconds_left(self) -> float:
+        now = self._clock.now()
+        return min(self._aggregator.due - now, self._commits.seconds_left(now) or _POLL_SECONDS)
+
+    def _commit(self, now: float) -> None:
+        """Make durable what was taken, then acknowledge it."""
+        self._commits.commit(now)
+        for source_id, seq in self._aggregator.sources.drain_acks():
+            self._sockets.acknowledge(encode_ack(source_id, Ack(VERSION, self.id, seq)))
 
     def _loop(self) -> None:
         self._looping = True
@@ -126,30 +153,36 @@ class Collector:
         self._closed = True
         try:
             self._take_the_rest()
+            now = self._clock.now()
             with self._lock:
-                interval = self._aggregator.close_interval(self._clock.now())
+                interval = self._aggregator.close_interval(now)
+            self._commits.close_interval(interval, now)
+            self._commit(now)
             self._export(interval)
         finally:
             for exporter in self._exporters:
                 self._guarded(exporter, exporter.close)
-            self._socket.close()
+            self._commits.close()
+            self._sockets.close(_ACK_SECONDS)
 
     def _take_the_rest(self) -> None:
         deadline = time.monotonic() + _LAST_SECONDS
-        while (frames := self._socket.drain(_SETTLE_SECONDS)) and time.monotonic() < deadline:
-            self._feed(frames)
-        self._feed(frames)
+        while (frames := self._sockets.drain(_SETTLE_SECONDS)) and time.monotonic() < deadline:
+            self._take(frames)
+        self._take(frames)
 
     # --- in and out
 
-    def _feed(self, frames: list[bytes]) -> None:
+    def _take(self, frames: list[bytes]) -> None:
         now = self._clock.now()
         with self._lock:
-            for frame in frames:
-                self._aggregator.feed(frame, now)
+            taken = [frame for frame in frames if self._aggregator.feed(frame, now)]
+            for subscription in self._sockets.subscriptions():
+                self._aggregator.subscribed(subscription)
+        self._commits.note(taken, now)
 
     def _export(self, interval: Interval) -> None:
-        interval = msgspec.structs.replace(interval, pipeline=self._with_exports(interval.pipeline))
+        interval = msgspec.structs.replace(interval, pipeline=self._completed(interval.pipeline))
         for exporter in self._exporters:
             self._guarded(exporter, partial(exporter.export, interval))
 
@@ -163,21 +196,12 @@ class Collector:
                 self._warned.add(id(exporter))
                 logger.exception("%s failed; later failures are only counted", type(exporter).__name__)
 
-    def _with_exports(self, pipeline: Pipeline) -> Pipeline:
-        return msgspec.structs.replace(pipeline, exports_failed=self._exports_failed)
+    def _completed(self, pipeline: Pipeline) -> Pipeline:
+        failed = self._exports_failed, self._commits.failed
+        return msgspec.structs.replace(pipeline, exports_failed=failed[0], commits_failed=failed[1])
 
     def snapshot(self) -> Interval:
-        """All that was taken since this collector started, as one interval; its stats are copies."""
+        """All that was taken since this collector, or the first of its journal, started, as an interval of copies."""
         with self._lock:
             snapshot = self._aggregator.snapshot(self._clock.now())
-        return msgspec.structs.replace(snapshot, pipeline=self._with_exports(snapshot.pipeline))
-
-
-class _SteadyClock:
-    """Unix seconds that a change of the system's clock does not move."""
-
-    def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
-
-    def now(self) -> float:
-        return time.monotonic() + self._offset
+        return msgspec.structs.replace(snapshot, pipeline=self._completed(snapshot.pipeline))

@@ -79,24 +79,37 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What a collector takes. Raises `ConfigError` for a value out of range.
 
     ``endpoint``: where it binds, None for `default_endpoint`. ``interval_seconds``: what one line covers, vLLM's 10.
-    ``group_by``: the labels that form a group with the connector. ``max_source_views``: sources whose own numbers are
-    kept (each a copy of the stats; the others count in their group alone). ``max_sources``: sources known at all,
-    0.4 kB each.
+    ``group_by``: the labels that form a group with the connector. ``max_groups``: groups beyond are one, whose labels
+    read ``other``. ``max_source_views``: sources whose own numbers are kept (each a copy of the stats; the others
+    count in their group alone). ``max_sources``: sources known at all, 0.6 kB each. ``silent_seconds``: without a
+    report for so long a source is silent, an idle publisher sends one every 10 s; ``gone_seconds``: for so long, gone.
+    ``journal``: the file in which totals and intervals outlive this process, None for none; intervals are kept in it
+    for ``retention_seconds`` and as long as it has at most ``max_journal_bytes``.
     """
 
     endpoint: str | None = None
     interval_seconds: float = 10.0
     group_by: tuple[str, ...] = ("engine", "role")
+    max_groups: int = 1024
     max_source_views: int = 1024
     max_sources: int = 131_072
+    silent_seconds: float = 30.0
+    gone_seconds: float = 600.0
+    journal: str | None = None
+    retention_seconds: float = 7 * 86_400.0
+    max_journal_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0.01 <= self.interval_seconds <= 86_400:  # noqa: PLR2004 - the message says them
             message = f"interval_seconds must lie between 0.01 and 86400, got {self.interval_seconds}"
             raise ConfigError(message)
-        if self.max_source_views < 0 or self.max_sources < 1:
-            message = f"max_source_views >= 0 and max_sources >= 1, got {self.max_source_views}, {self.max_sources}"
+        if self.max_source_views < 0 or self.max_sources < 1 or self.max_groups < 1:
+            sizes = f"{self.max_source_views}, {self.max_sources}, {self.max_groups}"
+            message = f"max_source_views >= 0, max_sources >= 1 and max_groups >= 1, got {sizes}"
+            raise ConfigError(message)
+        if not 0 < self.silent_seconds <= self.gone_seconds:
+            message = f"0 < silent_seconds <= gone_seconds, got {self.silent_seconds}, {self.gone_seconds}"
             raise ConfigError(message)
 
 

@@ -39,6 +39,10 @@ class RecordError(KVXferError, ValueError):
     """A file of interval records that cannot be read; names the file and the line."""
 
 
+class JournalError(KVXferError, OSError):
+    """A journal that cannot be used: another collector's, no journal, or not to be written; names the file."""
+
+
 class PeerError(KVXferError):
     """A peer's bytes that are refused; ``cause`` is the name under which the collector counts it."""
 

@@ -45,21 +45,24 @@ class SourceView(msgspec.Struct, frozen=True):
     """One source by itself; ``clock_offset_seconds``: arrival minus the end of its last report.
 
     That is how far its clock is behind the collector's, and the time that the report waited and travelled.
+    ``last_seen`` is when its last message came (Unix seconds of the collector), ``state`` live, silent or gone.
     """
 
     source: Source
     connector: str
     stats: KVConnectorStats
     clock_offset_seconds: float
+    last_seen: float = 0.0
+    state: str = "live"
 
 
 class Pipeline(msgspec.Struct, frozen=True):
-    """What the pipeline counts of itself, since the collector started."""
+    """What the pipeline counts of itself, since the collector started, or the first of those that share a journal."""
 
     reports_received: int
     reports_duplicate: int
     reports_lost: int
-    """Numbers that a source which said goodbye had used, and that never came."""
+    """Numbers that a source which is gone had used, and that never came."""
 
     reports_rejected: dict[str, int]
     """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources."""
@@ -71,7 +74,11 @@ class Pipeline(msgspec.Struct, frozen=True):
     """Refused by a publisher's own bound."""
 
     exports_failed: int = 0
-    sources_known: int = 0
+    commits_failed: int = 0
+    """Writes of the journal that failed; what they held is in memory alone until one succeeds."""
+
+    sources: dict[str, int] = {}
+    """By state: live, silent (nothing came for ``silent_seconds``), gone (said goodbye, or silent for too long)."""
 
 
 class Interval(msgspec.Struct, frozen=True):
@@ -82,6 +89,8 @@ class Interval(msgspec.Struct, frozen=True):
     groups: tuple[Group, ...]
     sources: tuple[SourceView, ...]
     pipeline: Pipeline
+    silent: tuple[Source, ...] = ()
+    """The sources from which nothing came for ``silent_seconds``, not even that they live."""
 
     @property
     def seconds(self) -> float:

@@ -1,35 +1,47 @@
-"""The worker's state machine: what is open, what is closed into numbered reports, what waits to be sent.
+"""The worker's state machine: what is open, what is closed into numbered reports, what waits to be acknowledged.
 
-No socket, no clock, no thread: every step takes ``now`` (Unix seconds of this worker) and the owner does the I/O.
+No socket, no clock, no thread: every step takes ``now`` (Unix seconds of this worker, from a clock that nobody turns
+back) and the owner does the I/O.
 """
 
 from collections import deque
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Final
 
 from kvxfer.distribution import PACK_ABOVE
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Goodbye, Report, Source, encode, encode_payload
+from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Ack, Goodbye, Report, Source, encode, encode_payload
 
-MAX_UNSENT: Final = 64
-"""Reports that wait to be sent: at one a second they ride out a minute's restart without coalescing."""
+MAX_KEPT: Final = 64
+"""Reports that are not acknowledged: at one a second they ride out a minute's restart without coalescing."""
 
-MAX_UNSENT_BYTES: Final = 4 << 20
-"""Bytes that wait to be sent."""
+MAX_KEPT_BYTES: Final = 4 << 20
+"""Bytes that are not acknowledged."""
 
 MAX_OPEN_BYTES: Final = MAX_FRAME_BYTES // 2
 """What stats that only grow (lists) may reach before the interval is closed, or, with no room left, cut."""
+
+RESEND_SECONDS: Final = 3.0
+"""Without an acknowledgement for so long, what is kept is sent again: a collector commits every second."""
+
+RESEND_MAX_SECONDS: Final = 30.0
+"""How long that becomes, doubled each time in vain: a minute of reports again twice a minute burdens nobody."""
+
+BEAT_SECONDS: Final = 10.0
+"""How often a publisher that has nothing to tell sends an empty report; a collector misses three."""
 
 _ENVELOPE_BYTES: Final = 1 << 14
 """More than source, connector and numbers of a report take at their longest."""
 
 
 class Outbox:
-    """Merges observations into an open interval, closes it into reports, keeps those until they are sent.
+    """Merges observations into an open interval, closes it into reports, keeps those until they are acknowledged.
 
-    While ``MAX_UNSENT`` reports or ``MAX_UNSENT_BYTES`` wait, nothing is closed and the open interval goes on
+    While ``MAX_KEPT`` reports or ``MAX_KEPT_BYTES`` are kept, nothing is closed and the open interval goes on
     merging, so memory stays bounded and no count is lost however long the collector is away. Stats that cannot merge
     in bounded memory are cut at ``MAX_OPEN_BYTES``; what was cut is counted and told in the next report.
+    Law: what was flushed is in exactly one report, and that is sent until a collector acknowledges it.
     """
 
     def __init__(self, source: Source, connector: str, now: float) -> None:
@@ -40,22 +52,28 @@ class Outbox:
         self._open: KVConnectorStats | None = None
         self._num_open = 0
         self._open_bytes = 0
-        self._unsent: deque[bytes] = deque()
-        self._unsent_bytes = 0
-        self._seq = 0
         self._cut = 0
+        self._kept: deque[Report] = deque()
+        self._kept_bytes = 0
+        self._seq = 0
+        self._num_sent = 0  # of those kept, from the oldest on
+        self._goodbye = _Goodbye.NOT_YET
+        self._collector: str | None = None
+        self._patience = RESEND_SECONDS
+        self._resend_at = 0.0
 
     def __repr__(self) -> str:
         """Give the whole state."""
-        waiting = len(self._unsent)
-        numbers = f" ({self._seq - waiting + 1}..{self._seq})" if waiting else ""
+        kept = len(self._kept)
+        numbers = f" ({self._seq - kept + 1}..{self._seq})" if kept else ""
         cut = f" cut={self._cut}" if self._cut else ""
-        return f"<Outbox open={self._num_open} unsent={waiting}{numbers} sent={self._seq - waiting}{cut}>"
+        sent = self._seq - kept + self._num_sent
+        return f"<Outbox open={self._num_open} unacked={kept}{numbers} sent={sent}{cut}>"
 
     @property
     def has_room(self) -> bool:
         """Whether another report may be closed."""
-        return len(self._unsent) < MAX_UNSENT and self._unsent_bytes < MAX_UNSENT_BYTES
+        return len(self._kept) < MAX_KEPT and self._kept_bytes < MAX_KEPT_BYTES
 
     def observe(self, stats: KVConnectorStats, now: float) -> None:
         """Merge stats into the open interval; they are the outbox's from here on.
@@ -82,41 +100,103 @@ class Outbox:
         return folds or self._open_bytes + size > MAX_OPEN_BYTES
 
     def flush(self, now: float) -> bool:
-        """Close the open interval into a report, if there is anything in it and room; tell whether it was."""
+        """Close the open interval into a report, if there is anything in it and room; tell whether it was.
+
+        Of a publisher that had nothing to tell for `BEAT_SECONDS` an empty one is made, so that it is known to live.
+        """
         stats = self._open
-        if not self.has_room or (not self._cut and (stats is None or stats.is_empty())):
+        if stats is not None and stats.is_empty():
+            stats = None
+        if not self.has_room or (stats is None and not self._cut and not self._beats(now)):
             return False
         payload = encode_payload({} if stats is None else stats.to_packed())
         if len(bytes(payload)) > MAX_FRAME_BYTES - _ENVELOPE_BYTES and stats is not None:
             self._cut += _num_numbers(stats.to_packed())
             payload = encode_payload({})
         self._seq += 1
-        report = Report(VERSION, self._source, self._connector, self._seq, self._start, now, payload, self._cut)
-        self._keep(encode(report))
+        self._keep(Report(VERSION, self._source, self._connector, self._seq, self._start, now, payload, self._cut))
         self._start, self._open, self._num_open, self._open_bytes, self._cut = now, None, 0, 0, 0
         return True
 
-    def _keep(self, frame: bytes) -> None:
-        self._unsent.append(frame)
-        self._unsent_bytes += len(frame)
+    def _beats(self, now: float) -> bool:
+        return not self._kept and now - self._start >= BEAT_SECONDS
+
+    def _keep(self, report: Report) -> None:
+        self._kept.append(report)
+        self._kept_bytes += len(bytes(report.payload)) + len(self._source)
+
+    # --- delivery
 
     @property
     def next_frame(self) -> bytes | None:
-        """The oldest report that waits, None if none does."""
-        return self._unsent[0] if self._unsent else None
+        """What is to be sent next, None if nothing is: the oldest report not sent, at the end the goodbye."""
+        if self._num_sent < len(self._kept):
+            report = self._kept[self._num_sent]
+            report.oldest = self._kept[0].seq
+            return encode(report)
+        return encode(self._farewell()) if self._goodbye is _Goodbye.TO_BE_SAID else None
 
-    def sent(self) -> None:
+    def _farewell(self) -> Goodbye:
+        return Goodbye(VERSION, self._source, self._seq, self._kept[0].seq if self._kept else self._seq + 1)
+
+    def sent(self, now: float) -> None:
         """Note that `next_frame` was handed to the socket."""
-        self._unsent_bytes -= len(self._unsent.popleft())
+        if self._num_sent < len(self._kept):
+            if not self._num_sent:
+                self._resend_at = now + self._patience
+            self._num_sent += 1
+        else:
+            self._goodbye = _Goodbye.SAID
+
+    def acknowledge(self, ack: Ack, now: float) -> None:
+        """Forget what a collector has committed; one that was not heard before gets the rest again at once."""
+        num_acked = 0
+        while self._kept and self._kept[0].seq <= ack.seq:
+            report = self._kept.popleft()
+            self._kept_bytes -= len(bytes(report.payload)) + len(self._source)
+            num_acked += 1
+        # What an earlier collector acknowledges late was sent to this one again, hence not below 0.
+        self._num_sent = max(0, self._num_sent - num_acked)
+        if self._collector not in (None, ack.collector):
+            self._send_again()
+        if num_acked or self._collector != ack.collector:
+            self._patience = RESEND_SECONDS
+            self._resend_at = now + self._patience
+        self._collector = ack.collector
+
+    def tick(self, now: float) -> None:
+        """Send again what is kept, if no acknowledgement came in time."""
+        if self._num_sent and now >= self._resend_at:
+            self._send_again()
+            self._patience = min(2 * self._patience, RESEND_MAX_SECONDS)
+
+    def _send_again(self) -> None:
+        self._num_sent = 0
+        if self._goodbye is _Goodbye.SAID:
+            self._goodbye = _Goodbye.TO_BE_SAID
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is open and nothing waits."""
-        return self._open is None and not self._unsent and not self._cut
+        """Whether nothing is open, and all that was closed is acknowledged."""
+        return self._open is None and not self._kept and not self._cut
 
-    def goodbye(self) -> bytes:
-        """The last message of this publisher, for when all reports are sent."""
-        return encode(Goodbye(VERSION, self._source, self._seq))
+    # --- the end
+
+    def part(self) -> None:
+        """Say goodbye once everything is sent, if there was anything."""
+        if self._seq and self._goodbye is _Goodbye.NOT_YET:
+            self._goodbye = _Goodbye.TO_BE_SAID
+
+    @property
+    def has_parted(self) -> bool:
+        """Whether all is acknowledged and goodbye was said; a publisher that sent nothing owes none."""
+        return self.is_idle and (not self._seq or self._goodbye is _Goodbye.SAID)
+
+
+class _Goodbye(Enum):
+    NOT_YET = 0
+    TO_BE_SAID = 1
+    SAID = 2
 
 
 def _num_numbers(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one

@@ -17,22 +17,32 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from kvxfer.clock import SteadyClock
 from kvxfer.config import default_endpoint
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Outbox
 from kvxfer.reporting import count_publisher
 from kvxfer.stats import KVConnectorStats, TransferStats
-from kvxfer.transport import PushSocket, check_endpoint
-from kvxfer.wire import MAX_NAME, Source, decode_payload, decode_source, encode, encode_payload
+from kvxfer.transport import PublisherSockets, check_endpoint
+from kvxfer.wire import (
+    MAX_NAME,
+    Source,
+    decode_ack,
+    decode_payload,
+    decode_source,
+    encode,
+    encode_payload,
+    topic,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger("kvxfer")
 
-# How soon a flush that waits sees that the collector is there: as often as libzmq tries to connect.
-_RETRY_SECONDS: Final = 0.01
+# How often a flush that waits looks for its acknowledgement, which takes a millisecond without a journal.
+_RETRY_SECONDS: Final = 0.005
 
 FOLD_SECONDS: Final = 0.1
 """How often it is looked whether many rows wait: 200,000 a second then wait as 3 MB, and each fold is short."""
@@ -88,8 +98,9 @@ class StatsPublisher:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._socket: PushSocket | None = None
-        now = time.time()
+        self._sockets: PublisherSockets | None = None
+        self._clock = SteadyClock()
+        now = self._clock.now()
         self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
         self._outbox = Outbox(self.source, self.connector, now)
         self._next_flush = time.monotonic() + self._flush_seconds
@@ -120,7 +131,7 @@ class StatsPublisher:
         self._check_pid()
         if self._closing:
             return
-        now = time.time()
+        now = self._clock.now()
         try:
             part = self._copy(stats)
             if part is not None and not part.is_empty():
@@ -141,10 +152,11 @@ class StatsPublisher:
         return copy
 
     def flush(self, timeout: float = 0.0) -> bool:
-        """Close what was recorded into a report and hand it over; for a host that has a step of its own.
+        """Close what was recorded into a report and send it; for a host that has a step of its own.
 
-        Returns whether everything was handed to the socket, waiting for it at most ``timeout`` seconds. What was handed
-        over is on its way: a process that then ends by ``os._exit`` may take it along, `close` waits until it is gone.
+        Returns whether everything is acknowledged: counted by a collector and, where it has a journal, written down.
+        Waits for that at most ``timeout`` seconds; without it there is hardly time for an answer. What is not
+        acknowledged is kept and sent until it is.
         """
         self._check_pid()
         return self._outbox.is_idle if self._closing else self._flush_until(time.monotonic() + timeout)
@@ -152,21 +164,30 @@ class StatsPublisher:
     def _flush_until(self, deadline: float) -> bool:
         with self._never_harming():
             self._flush()
-            while not self._send() and self._wait_writable(deadline):
-                self._flush()
+            while not self._exchange() and self._wait(deadline):
+                self._flush()  # what there was no room for before
         return self._outbox.is_idle
 
     def close(self, timeout: float | None = None) -> None:
-        """Send what is left and stop, within ``timeout`` seconds (by default ``linger``). Later calls do nothing."""
+        """Send what is left and stop, when it is acknowledged or ``timeout`` seconds (by default ``linger``) are over.
+
+        Later calls do nothing.
+        """
         if self._pid != os.getpid() or self._closing:
             return
         self._closing = True
         deadline = time.monotonic() + (self._linger if timeout is None else timeout)
         self._wake.set()
         self._thread.join(max(0.0, deadline - time.monotonic()))
-        self._flush_until(deadline)
         with self._never_harming():
-            self._part(deadline)
+            self._flush()
+        with self._lock:
+            self._outbox.part()
+        self._flush_until(deadline)
+        with self._never_harming(), self._lock:
+            sockets, self._sockets = self._sockets, None
+            if sockets is not None:
+                sockets.close(deadline - time.monotonic())
         self._finalizer.cancel()
         _publishers.discard(self)
         count_publisher(-1)
@@ -196,12 +217,12 @@ class StatsPublisher:
             self._stats.fold_early()
         if time.monotonic() >= self._next_flush:
             self._flush()
-        self._send()
+        self._exchange()
 
     def _flush(self) -> None:
         """Move what was recorded into the outbox and close the open interval, if there is room."""
         drained = self._drain()
-        now = time.time()
+        now = self._clock.now()
         with self._lock:
             if drained is not None and not drained.is_empty():
                 self._observe(drained, now)
@@ -226,37 +247,30 @@ class StatsPublisher:
         stats.reset()
         return part
 
-    def _send(self) -> bool:
-        """Hand over what the socket takes now; whether nothing is left."""
+    def _exchange(self) -> bool:
+        """Hear what is acknowledged, hand over what the socket takes now; whether nothing is left to do."""
         with self._lock:
-            while (frame := self._outbox.next_frame) is not None:
-                if not self._connected().send(frame):
-                    return False
-                self._outbox.sent()
-            return self._outbox.is_idle
+            outbox = self._outbox
+            if self._sockets is not None:
+                for frame in self._sockets.acks():
+                    with contextlib.suppress(PeerError):
+                        outbox.acknowledge(decode_ack(frame), self._clock.now())
+            outbox.tick(self._clock.now())
+            while (frame_to_send := outbox.next_frame) is not None and self._connected().send(frame_to_send):
+                outbox.sent(self._clock.now())
+            return outbox.has_parted if self._closing else outbox.is_idle
 
-    def _connected(self) -> PushSocket:
-        if self._socket is None:
-            self._socket = PushSocket(self.endpoint)
-        return self._socket
+    def _connected(self) -> PublisherSockets:
+        if self._sockets is None:
+            self._sockets = PublisherSockets(self.endpoint, topic(self.source.id))
+        return self._sockets
 
-    def _wait_writable(self, deadline: float) -> bool:
-        """Wait until the socket takes something, the lock free meanwhile; False when time is up."""
-        while (left := deadline - time.monotonic()) > 0:
-            with self._lock:
-                if self._connected().wait_writable(0):
-                    return True
+    def _wait(self, deadline: float) -> bool:
+        """Wait a moment for an answer, the lock free meanwhile; False when time is up."""
+        left = deadline - time.monotonic()
+        if left > 0:
             time.sleep(min(left, _RETRY_SECONDS))
-        return False
-
-    def _part(self, deadline: float) -> None:
-        """Say goodbye, if everything was sent, and close the socket."""
-        with self._lock:
-            socket, self._socket = self._socket, None
-            if socket is not None:
-                if self._outbox.is_idle:
-                    socket.send(self._outbox.goodbye())
-                socket.close(max(0.0, deadline - time.monotonic()))
+        return left > 0
 
     @contextlib.contextmanager
     def _never_harming(self) -> Iterator[None]:
@@ -285,7 +299,7 @@ class StatsPublisher:
         with self._never_harming():
             if self._stats is not None:
                 self._stats.renew()
-        self._abandoned = self._socket  # the io thread behind it is the parent's: not even closing is safe
+        self._abandoned = self._sockets  # the io thread behind them is the parent's: not even closing is safe
         self._begin()
         # multiprocessing clears its finalizers in a forked child, after this.
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)

@@ -1,60 +1,59 @@
 """Which report numbers of one source were taken, in memory that does not grow with them."""
 
-from bisect import bisect_right
 from typing import Final
 
-MAX_GAPS: Final = 64
-"""Gaps that are remembered: a publisher keeps at most so many reports, so none older can still come."""
+from kvxfer.wire import MAX_OUTSTANDING
+
+_WINDOW: Final = MAX_OUTSTANDING
 
 
-class SeenSeqs:
-    """The numbers taken, as ranges: ``<SeenSeqs 1..56 58..60>``.
+class TakenSeqs:
+    """The numbers taken: all up to ``floor``, and single ones above it: ``<TakenSeqs ..56 58 60>``.
 
-    The first number may be above 1: what came before was another collector's.
+    ``floor`` is what may be acknowledged. Numbers up to it were taken here, or are not kept by their publisher any
+    more, since an earlier collector has acknowledged them. ``above`` has a bit per number above it, at most
+    `MAX_OUTSTANDING` of them: a publisher that sends one further up has given up what is that far below.
     """
 
-    __slots__ = ("_ends", "_forgotten", "_starts")
+    __slots__ = ("above", "floor")
 
-    def __init__(self) -> None:
-        """Begin with no number taken."""
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-        self._forgotten = 0
+    def __init__(self, floor: int = 0, above: int = 0) -> None:
+        """Begin with no number taken, or go on where another one was."""
+        self.floor = floor
+        self.above = above
 
     def __repr__(self) -> str:
-        """Give the ranges."""
-        ranges = " ".join(f"{start}..{end}" for start, end in zip(self._starts, self._ends, strict=True))
-        return f"<SeenSeqs {ranges or 'none'}>"
+        """Give the numbers."""
+        single = [str(self.floor + 1 + bit) for bit in range(self.above.bit_length()) if self.above >> bit & 1]
+        return f"<TakenSeqs {' '.join([f'..{self.floor}', *single])}>"
 
-    def take(self, seq: int) -> bool:
-        """Take a number; False if it was taken before."""
-        at = bisect_right(self._starts, seq)
-        if at and seq <= self._ends[at - 1]:
+    def holds(self, seq: int) -> bool:
+        """Whether a number was taken."""
+        return seq <= self.floor or bool(self.above >> (seq - self.floor - 1) & 1)
+
+    def take(self, seq: int, oldest: int) -> bool:
+        """Take a number of a publisher that keeps from ``oldest`` on (0: unknown); False if it was taken before."""
+        self.settle(max(oldest, seq - _WINDOW + 1))
+        if self.holds(seq):
             return False
-        joins_left = at > 0 and self._ends[at - 1] == seq - 1
-        joins_right = at < len(self._starts) and self._starts[at] == seq + 1
-        if joins_left and joins_right:
-            self._ends[at - 1] = self._ends.pop(at)
-            del self._starts[at]
-        elif joins_left:
-            self._ends[at - 1] = seq
-        elif joins_right:
-            self._starts[at] = seq
-        else:
-            self._starts.insert(at, seq)
-            self._ends.insert(at, seq)
-        self._forget()
+        self.above |= 1 << (seq - self.floor - 1)
+        self._close_up()
         return True
 
-    def _forget(self) -> None:
-        if len(self._starts) > MAX_GAPS:
-            self._forgotten += self._starts[1] - self._ends[0] - 1
-            del self._starts[1], self._ends[0]
+    def settle(self, oldest: int) -> None:
+        """Note that what is below ``oldest`` will not come: it was acknowledged by somebody."""
+        passed = oldest - 1 - self.floor
+        if passed > 0:
+            self.floor += passed
+            self.above >>= passed
+            self._close_up()
+
+    def _close_up(self) -> None:
+        ones = (~self.above & (self.above + 1)).bit_length() - 1
+        self.floor += ones
+        self.above >>= ones
 
     def missing(self, last: int) -> int:
-        """The numbers up to ``last`` that were never taken: from the first taken one on, all where none was."""
-        if not self._starts:
-            return last
-        starts = (*self._starts[1:], last + 1)
-        gaps = (min(start, last + 1) - end - 1 for start, end in zip(starts, self._ends, strict=True))
-        return self._forgotten + sum(gap for gap in gaps if gap > 0)
+        """The numbers up to ``last`` that were never taken."""
+        span = last - self.floor
+        return span - (self.above & ((1 << span) - 1)).bit_count() if span > 0 else 0

@@ -1,7 +1,8 @@
 """Bytes to messages and back: one ZeroMQ frame is one message of msgpack. No socket, no state.
 
-A message is an array that begins with its tag: ``Report`` 0, ``Goodbye`` 1. A report's payload is msgpack within
-msgpack: it stays closed until the class that the factory gives for its connector opens it.
+A message is an array that begins with its tag: ``Report`` 0, ``Goodbye`` 1, ``Ack`` 2. A report's payload is msgpack
+within msgpack: it stays closed until the class that the factory gives for its connector opens it. Acknowledgements
+go the other way, each behind the topic of the source that it is for.
 
 Rules of its evolution (golden bytes in ``tests/golden`` hold us to them):
 
@@ -28,6 +29,9 @@ MAX_FRAME_BYTES: Final = 1 << 20
 MAX_NAME: Final = 200
 """Characters of a connector's name or a label."""
 
+MAX_OUTSTANDING: Final = 1024
+"""Reports of one source that may be unacknowledged at once: sixteen times what a publisher keeps."""
+
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_NAME)]
 _Label = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 _Seq = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -48,6 +52,8 @@ class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
 
     ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the numbers of the
     payloads (a packed distribution is one) that the publisher refused by its own bound since the report before.
+    ``oldest`` is the lowest number that the publisher still keeps: what is below was acknowledged, by whomever. 0: it
+    does not say.
     """
 
     version: int
@@ -58,13 +64,23 @@ class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
     end: float
     payload: msgspec.Raw
     cut: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    oldest: _Seq = 0
 
 
 class Goodbye(msgspec.Struct, array_like=True, tag=1, gc=False):
-    """The publisher ends; ``seq`` is its last report's, 0 if it sent none."""
+    """The publisher ends; ``seq`` is its last report's, 0 if it sent none; ``oldest`` as in `Report`."""
 
     version: int
     source: bytes
+    seq: _Seq
+    oldest: _Seq = 0
+
+
+class Ack(msgspec.Struct, array_like=True, tag=2, gc=False):
+    """All reports of a source up to ``seq`` are committed by ``collector``, whose id is new with each start."""
+
+    version: int
+    collector: _Name
     seq: _Seq
 
 
@@ -82,11 +98,12 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=plain)
 _decoder: Final = msgspec.msgpack.Decoder(Report | Goodbye)
+_ack_decoder: Final = msgspec.msgpack.Decoder(Ack)
 _source_decoder: Final = msgspec.msgpack.Decoder(Source)
 _payload_decoder: Final = msgspec.msgpack.Decoder()
 
 
-def encode(message: Report | Goodbye | Source) -> bytes:
+def encode(message: Report | Goodbye | Source | Ack) -> bytes:
     """The bytes of a message."""
     return _encoder.encode(message)
 
@@ -109,9 +126,17 @@ def decode(frame: bytes) -> Report | Goodbye:
     if decoded.version != VERSION:
         message = f"wire version {decoded.version}, this collector speaks {VERSION}"
         raise VersionError(message)
+    # A goodbye's last report may be acknowledged already.
+    if decoded.oldest and not decoded.oldest <= decoded.seq + isinstance(decoded, Goodbye) <= _last(decoded.oldest):
+        message = f"number {decoded.seq} of a publisher that keeps from {decoded.oldest} on"
+        raise ImplausibleError(message)
     if isinstance(decoded, Report):
         _check(decoded)
     return decoded
+
+
+def _last(oldest: int) -> int:
+    return oldest + MAX_OUTSTANDING - 1
 
 
 def _check(report: Report) -> None:
@@ -119,6 +144,38 @@ def _check(report: Report) -> None:
     if not (math.isfinite(report.start) and math.isfinite(report.end) and report.seq > 0):
         message = f"a report numbered {report.seq} from {report.start} to {report.end}"
         raise ImplausibleError(message)
+
+
+def topic(source_id: str) -> bytes:
+    """What precedes an acknowledgement; it ends in NUL, so that no id's topic begins another's."""
+    return source_id.encode() + b"\0"
+
+
+def source_of_topic(subscribed: bytes) -> str:
+    """The source id of a topic that a peer subscribed to; raises `PeerError` for what is none."""
+    try:
+        return subscribed.removesuffix(b"\0").decode()
+    except UnicodeDecodeError as error:
+        message = f"a topic of {len(subscribed)} bytes: {error}"
+        raise PeerError(message) from error
+
+
+def encode_ack(source_id: str, ack: Ack) -> bytes:
+    """An acknowledgement behind its topic, in one frame."""
+    return topic(source_id) + _encoder.encode(ack)
+
+
+def decode_ack(frame: bytes) -> Ack:
+    """The acknowledgement in a collector's frame; raises `PeerError`."""
+    try:
+        ack = _ack_decoder.decode(frame.partition(b"\0")[2])
+    except _UNREADABLE as error:
+        message = f"an acknowledgement of {len(frame)} bytes: {error}"
+        raise PeerError(message) from error
+    if ack.version != VERSION:
+        message = f"wire version {ack.version}, this publisher speaks {VERSION}"
+        raise VersionError(message)
+    return ack
 
 
 def decode_source(encoded: bytes) -> Source:

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,8 +33,8 @@ def report(seq: int, by: bytes, payload: dict[str, Any], connector: str = "NixlC
     return encode(Report(1, by, connector, seq, 0.0, 1.0, encode_payload(payload)))
 
 
-def goodbye(by: bytes, seq: int) -> bytes:
-    return encode(Goodbye(1, by, seq))
+def goodbye(by: bytes, seq: int, oldest: int = 0) -> bytes:
+    return encode(Goodbye(1, by, seq, oldest))
 
 
 def reading(usage: float | None) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def test_a_source_that_made_room_for_another_and_comes_back_within_the_interval_
         report(2, one, transfers([4.0])),
     ):
         made.feed(frame, 1.0)
-    assert made.pipeline().reports_received == 3
+    assert made.pipeline(106.0).reports_received == 3
     assert made.close_interval(2.0).groups[0].stats.data["transfer_duration"].sum == 7.0
 
 
@@ -166,15 +167,16 @@ def test_a_goodbye_that_claims_more_reports_than_anyone_sends_does_not_spoil_the
         goodbye(honest, 3),
     ):
         made.feed(frame, 1.0)
-    assert made.pipeline().reports_lost == 1
-    assert sum(made.pipeline().reports_rejected.values()) == 1
+    assert made.pipeline(106.0).reports_lost == 1
+    assert sum(made.pipeline(106.0).reports_rejected.values()) == 1
 
 
-def test_a_source_known_by_its_goodbye_alone_has_lost_all_that_it_sent() -> None:
+@pytest.mark.parametrize(("oldest", "lost"), [(1, 4), (3, 2), (5, 0)])
+def test_a_source_known_by_its_goodbye_alone_has_lost_what_nobody_acknowledged(oldest: int, lost: int) -> None:
     made = Aggregator(CollectorConfig(), 0.0)
-    made.feed(goodbye(source("a"), 4), 1.0)
-    made.feed(goodbye(source("a"), 4), 1.0)
-    assert made.pipeline().reports_lost == 4
+    made.feed(goodbye(source("a"), 4, oldest), 1.0)
+    made.feed(goodbye(source("a"), 4, oldest), 1.0)
+    assert made.pipeline(106.0).reports_lost == lost
     assert made.snapshot(2.0).groups == ()
 
 
@@ -207,4 +209,4 @@ def test_what_workers_cut_and_refused_is_added_up() -> None:
     refusing.record_transfer(-1.0, 0.0, 1, 1)
     made.feed(encode(Report(1, by, "NixlConnector", 1, 0.0, 1.0, encode_payload(refusing.to_packed()), 7)), 1.0)
     made.feed(encode(Report(1, by, "NixlConnector", 2, 1.0, 2.0, encode_payload({}), 5)), 1.0)
-    assert (made.pipeline().observations_cut, made.pipeline().observations_rejected) == (12, 1)
+    assert (made.pipeline(106.0).observations_cut, made.pipeline(106.0).observations_rejected) == (12, 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from sending import TOPIC, send_all
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
@@ -18,7 +19,7 @@ from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Interval
 from kvxfer.stats import KVConnectorStats
-from kvxfer.transport import PullSocket, PushSocket
+from kvxfer.transport import CollectorSockets, PublisherSockets
 from kvxfer.wire import Report, Source, encode, encode_payload
 
 SOURCE = encode(Source("good", "host", 1, 0.0, {"engine": "e"}))
@@ -95,10 +96,8 @@ def bad(**changes: Any) -> bytes:
 
 
 def send(endpoint: str, *frames: bytes) -> None:
-    push = PushSocket(endpoint)
-    for frame in frames:
-        while not push.send(frame):
-            assert push.wait_writable(10)
+    push = PublisherSockets(endpoint, TOPIC)
+    send_all(push, *frames)
     push.close(10)
 
 
@@ -161,9 +160,8 @@ def test_reports_doubled_and_out_of_order_with_a_clock_an_hour_off_count_once(ip
 def test_a_huge_frame_costs_its_sender_the_connection_and_nobody_else_anything(ipc_endpoint: str) -> None:
     with Collector(config(ipc_endpoint)) as collector:
         send(ipc_endpoint, report(1))
-        liar = PushSocket(ipc_endpoint)
-        assert liar.wait_writable(10)
-        assert liar.send(bytes((1 << 20) + 1))
+        liar = PublisherSockets(ipc_endpoint, TOPIC)
+        send_all(liar, bytes((1 << 20) + 1))
         send(ipc_endpoint, report(2))
         liar.close(0)
     assert num_transfers(collector.snapshot()) == 2
@@ -196,7 +194,7 @@ def test_a_collector_that_fails_gives_its_endpoint_free(ipc_endpoint: str, monke
         send(ipc_endpoint, report(1))
         with pytest.raises(ZeroDivisionError):
             collector.run()
-        PullSocket(ipc_endpoint).close()
+        CollectorSockets(ipc_endpoint).close()
     finally:
         collector.stop()
 
@@ -263,7 +261,7 @@ def test_over_tcp_all_is_the_same_and_the_port_is_told() -> None:
     assert snapshot.pipeline.reports_rejected == {"undecodable": 1}
 
 
-@pytest.mark.parametrize("endpoint", ["ipc:///" + "x" * 107, "ipc://@abstract", "ipc://*", "ipc://a\0b", "udp://x:1"])
+@pytest.mark.parametrize("endpoint", ["ipc:///" + "x" * 103, "ipc://@abstract", "ipc://*", "ipc://a\0b", "udp://x:1"])
 def test_an_endpoint_that_cannot_be_bound_is_an_endpoint_error(
     endpoint: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,9 +271,9 @@ def test_an_endpoint_that_cannot_be_bound_is_an_endpoint_error(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_path_of_107_bytes_is_bound_and_reached(ipc_endpoint: str) -> None:
+def test_a_path_of_103_bytes_is_bound_and_reached(ipc_endpoint: str) -> None:
     directory = ipc_endpoint.removesuffix("c.ipc")
-    endpoint = directory + "c" * (107 - len(directory.removeprefix("ipc://")))
+    endpoint = directory + "c" * (103 - len(directory.removeprefix("ipc://")))
     with Collector(config(endpoint)) as collector:
         send(endpoint, report(1))
     assert num_transfers(collector.snapshot()) == 1

@@ -92,7 +92,9 @@ def test_an_interval_of_another_length_is_said(seconds: float) -> None:
 def test_a_collector_knows_at_least_one_source_and_may_view_none() -> None:
     assert CollectorConfig(max_source_views=0, max_sources=1).max_sources == 1
     for views, sources in ((-1, 1), (0, 0)):
-        with pytest.raises(ConfigError, match=f"max_source_views >= 0 and max_sources >= 1, got {views}, {sources}"):
+        with pytest.raises(
+            ConfigError, match=f"max_source_views >= 0, max_sources >= 1 and max_groups >= 1, got {views}, {sources}"
+        ):
             CollectorConfig(max_source_views=views, max_sources=sources)
 
 

@@ -125,7 +125,7 @@ def test_a_class_that_fails_is_counted_and_the_other_connectors_go_on(
     assert num_good(made.close_interval(2.0)) == 2
     made.feed(good(3), 2.5)
     assert num_good(made.snapshot(3.0)) == 3
-    rejected = made.pipeline().reports_rejected
+    rejected = made.pipeline(1.0).reports_rejected
     assert set(rejected) <= {"connector_failed", "undecodable"}
     assert sum(rejected.values()) >= 1
 
@@ -146,7 +146,7 @@ def test_two_kinds_of_stats_under_one_name_are_not_mixed_and_cost_nobody_else_an
     assert num_good(interval) == num_good(made.snapshot(3.0)) == 2
     mixed = [group.stats.reduce() for group in interval.groups if group.connector == "TwoKindsConnector"]
     assert [reduced["Num failed transfers"] for reduced in mixed] == [2]
-    assert sum(made.pipeline().reports_rejected.values()) == 2
+    assert sum(made.pipeline(1.0).reports_rejected.values()) == 2
 
 
 def test_a_group_that_cannot_be_reduced_costs_no_other_its_line_or_record(tmp_path: Any) -> None:

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
-from kvxfer.outbox import MAX_UNSENT, MAX_UNSENT_BYTES, Outbox
+from kvxfer.outbox import MAX_KEPT, MAX_KEPT_BYTES, Outbox
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import MAX_FRAME_BYTES, Report, Source, decode, decode_payload
+from kvxfer.wire import MAX_FRAME_BYTES, Ack, Report, Source, decode, decode_payload
 
 
 def outbox(connector: str = "NixlConnector") -> Outbox:
@@ -30,7 +30,8 @@ def send(box: Outbox, most: int = 1 << 30) -> list[Report]:
         report = decode(frame)
         assert isinstance(report, Report)
         reports.append(report)
-        box.sent()
+        box.sent(0.0)
+        box.acknowledge(Ack(1, "c", report.seq), 0.0)
     return reports
 
 
@@ -77,8 +78,8 @@ def test_bytes_that_wait_are_bounded_as_reports_are() -> None:
         box.observe(OffloadingConnectorStats(payload), now)
         box.flush(now)
         observed += 100
-    assert box._unsent_bytes < MAX_UNSENT_BYTES + MAX_FRAME_BYTES
-    assert len(box._unsent) < MAX_UNSENT
+    assert box._kept_bytes < MAX_KEPT_BYTES + MAX_FRAME_BYTES
+    assert len(box._kept) < MAX_KEPT
     reports = send(box)
     while box.flush(1000.0):
         reports += send(box)
@@ -112,10 +113,10 @@ def test_a_cut_is_told_even_when_nothing_else_is_there_to_report() -> None:
 
     box = outbox()
     box.observe(Growing({"durations": [0.5] * 200_000}), 1.0)
-    assert repr(box) == "<Outbox open=0 unsent=0 sent=0 cut=200000>"
+    assert repr(box) == "<Outbox open=0 unacked=0 sent=0 cut=200000>"
     assert not box.is_idle
     assert box.flush(2.0)
-    assert repr(box) == "<Outbox open=0 unsent=1 (1..1) sent=0>"
+    assert repr(box) == "<Outbox open=0 unacked=1 (1..1) sent=0>"
     (report,) = send(box)
     assert (report.cut, decode_payload(report.payload)) == (200_000, {})
     assert box.is_idle

@@ -92,12 +92,12 @@ def test_the_thread_sends_by_itself(collector: Collector) -> None:
     worker.close()
 
 
-def test_a_flush_hands_over_what_was_recorded_and_pushed_until_then(collector: Collector) -> None:
+def test_a_flush_waits_until_what_was_recorded_and_pushed_is_acknowledged(collector: Collector) -> None:
     worker = publisher(collector, flush_seconds=60.0)
     worker.stats.record_transfer(0.5, 0.001, 1024, 2)
     worker.push(worker.stats.to_dict())
     assert worker.flush(timeout=10.0)
-    assert "unsent=0" in repr(worker)
+    assert "unacked=0" in repr(worker)
     assert worker.stats.is_empty()
     worker.close()
     assert reduced(collector)["Num successful transfers"] == 2
@@ -174,7 +174,7 @@ def test_what_was_recorded_before_the_collector_came_arrives(ipc_endpoint: str) 
     worker = StatsPublisher("NixlConnector", ipc_endpoint, linger=10.0)
     worker.stats.record_failed_transfer()
     assert not worker.flush()
-    assert "unsent=1 (1..1) sent=0" in repr(worker)
+    assert "unacked=1 (1..1) sent=0" in repr(worker)
     worker.stats.record_failed_transfer()
     with collecting(ipc_endpoint) as collector:
         worker.close()
@@ -198,7 +198,7 @@ def test_a_closed_publisher_takes_calls_and_opens_nothing_again(collector: Colle
     worker.flush()
     worker.stats.record_failed_transfer()
     worker.close()
-    assert worker._socket is None
+    assert worker._sockets is None
     assert not worker._thread.is_alive()
 
 
@@ -229,15 +229,19 @@ def test_a_connector_that_is_not_registered_is_an_error_where_its_stats_are_aske
         worker.flush()
 
 
-def test_stats_of_a_connector_that_only_the_worker_knows_are_rejected_by_the_collector_and_counted(
+def test_stats_of_a_connector_that_only_the_worker_knows_are_rejected_counted_and_lost_when_it_ends(
     collector: Collector,
 ) -> None:
-    with publisher(collector, "TelepathyConnector") as other, publisher(collector) as worker:
+    other = StatsPublisher("TelepathyConnector", collector.endpoint, linger=0.2)
+    with publisher(collector) as worker:
         other.push(ListStats({"durations": [1.0]}))
         worker.stats.record_failed_transfer()
+        assert not other.flush(timeout=0.2)
+        other.close()
     collector.stop()
     snapshot = collector.snapshot()
     assert snapshot.pipeline.reports_rejected == {"unknown_connector": 1}
+    assert snapshot.pipeline.reports_lost == 1
     assert [group.stats.reduce()["Num failed transfers"] for group in snapshot.groups] == [1]
 
 
@@ -249,12 +253,12 @@ def test_stats_of_a_connector_that_only_the_worker_knows_are_rejected_by_the_col
         "tcp://127.0.0.1:notaport",
         "tcp://127.0.0.1:99999",
         "tcp://127.0.0.1:*",
-        f"ipc:///{'x' * 107}",
+        f"ipc:///{'x' * 103}",
         "nonsense",
     ],
 )
 def test_an_endpoint_that_is_none_is_said_by_the_constructor(endpoint: str) -> None:
-    with pytest.raises(EndpointError, match=r"expected ipc://PATH or tcp://HOST:PORT|has 108 bytes"):
+    with pytest.raises(EndpointError, match=r"expected ipc://PATH or tcp://HOST:PORT|has 104 bytes"):
         StatsPublisher("NixlConnector", endpoint).close(0.0)
 
 
@@ -273,7 +277,7 @@ def test_a_connector_whose_name_no_report_holds_is_said_by_the_constructor(ipc_e
 def test_a_publisher_reads_itself(ipc_endpoint: str) -> None:
     with StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=60.0, linger=0.0) as worker:
         worker.push({"num_failed_transfers": 1})
-        assert repr(worker) == (f"<StatsPublisher NixlConnector -> {ipc_endpoint} <Outbox open=1 unsent=0 sent=0>>")
+        assert repr(worker) == (f"<StatsPublisher NixlConnector -> {ipc_endpoint} <Outbox open=1 unacked=0 sent=0>>")
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

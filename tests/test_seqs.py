@@ -1,63 +1,55 @@
-"""The numbers taken of one source, in memory that does not grow with them."""
+"""The numbers taken of one source: each once, in memory that does not grow with them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvxfer.seqs import MAX_GAPS, SeenSeqs
+from kvxfer.seqs import TakenSeqs
+from kvxfer.wire import MAX_OUTSTANDING
 
 
-def taken(*numbers: int) -> SeenSeqs:
-    made = SeenSeqs()
+def taken(*numbers: int) -> TakenSeqs:
+    made = TakenSeqs()
     for number in numbers:
-        assert made.take(number)
+        assert made.take(number, 1)
     return made
 
 
-def test_no_number_taken_yet() -> None:
-    assert repr(SeenSeqs()) == "<SeenSeqs none>"
-    assert SeenSeqs().missing(0) == 0
-    assert SeenSeqs().missing(7) == 7
-
-
-def test_ranges_grow_at_both_ends_and_close_up() -> None:
-    assert repr(taken(5)) == "<SeenSeqs 5..5>"
-    assert repr(taken(5, 6, 4)) == "<SeenSeqs 4..6>"
-    assert repr(taken(1, 2, 58, 60, 59)) == "<SeenSeqs 1..2 58..60>"
-    assert repr(taken(1, 3, 2)) == "<SeenSeqs 1..3>"
+def test_the_floor_rises_over_numbers_without_a_gap_and_single_ones_are_kept_above() -> None:
+    assert repr(TakenSeqs()) == "<TakenSeqs ..0>"
+    assert repr(taken(1, 2, 5)) == "<TakenSeqs ..2 5>"
+    assert repr(taken(1, 3, 2)) == "<TakenSeqs ..3>"
+    assert repr(taken(2, 4, 3)) == "<TakenSeqs ..0 2 3 4>"
 
 
 @given(st.permutations(range(1, 30)))
-def test_all_numbers_in_any_order_are_one_range_and_none_is_missing(numbers: list[int]) -> None:
+def test_all_numbers_in_any_order_raise_the_floor_to_the_last(numbers: list[int]) -> None:
     made = taken(*numbers)
-    assert repr(made) == "<SeenSeqs 1..29>"
-    assert made.missing(29) == 0
-    assert not any(made.take(number) for number in numbers)
+    assert (made.floor, made.above, made.missing(29), made.missing(31)) == (29, 0, 0, 2)
 
 
-def test_missing_are_the_gaps_and_what_comes_up_to_the_last() -> None:
-    made = taken(2, 3, 6)
-    assert made.missing(6) == 2
-    assert made.missing(9) == 5
-    assert made.missing(4) == 1
-
-
-def test_what_came_before_the_first_number_was_another_collectors() -> None:
-    assert taken(100, 101).missing(101) == 0
-
-
-@given(st.lists(st.integers(1, 2000), unique=True, max_size=300))
-def test_memory_is_bounded_and_no_number_is_taken_twice(numbers: list[int]) -> None:
-    made = SeenSeqs()
+@given(st.lists(st.integers(1, 40), max_size=80))
+def test_a_number_is_taken_exactly_once_whatever_the_order(numbers: list[int]) -> None:
+    made, seen = TakenSeqs(), set[int]()
     for number in numbers:
-        made.take(number)
-        assert not made.take(number)
-        assert repr(made).count("..") <= MAX_GAPS
+        assert made.holds(number) == (number in seen)
+        assert made.take(number, 1) == (number not in seen)
+        seen.add(number)
+    assert made.missing(40) == 40 - len(seen)
+    assert all(number in seen for number in range(1, made.floor + 1))
 
 
-def test_gaps_that_were_forgotten_stay_missing() -> None:
-    numbers = range(1, 1001, 2)
-    assert taken(*numbers).missing(999) == 499
-    late = taken(*numbers)
-    assert not late.take(2)
-    assert late.take(998)
-    assert late.missing(999) == 498
+@given(st.lists(st.integers(1, 60), max_size=30), st.integers(1, 60))
+def test_what_its_publisher_does_not_keep_any_more_is_not_waited_for(numbers: list[int], oldest: int) -> None:
+    made = TakenSeqs()
+    for number in numbers:
+        made.take(number, 1)
+    made.settle(oldest)
+    assert made.floor >= oldest - 1
+    assert made.missing(60) == len(set(range(oldest, 61)) - set(numbers))
+
+
+def test_memory_is_bounded_however_far_apart_the_numbers_are() -> None:
+    made = TakenSeqs()
+    for number in range(1, 1 << 62, 1 << 55):
+        assert made.take(number, 0)
+        assert made.above.bit_length() <= MAX_OUTSTANDING

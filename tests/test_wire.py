@@ -15,18 +15,25 @@ from kvxfer.errors import ImplausibleError, PeerError, VersionError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.wire import (
     MAX_FRAME_BYTES,
+    MAX_OUTSTANDING,
+    Ack,
     Goodbye,
     Report,
     Source,
     decode,
+    decode_ack,
     decode_payload,
     decode_source,
     encode,
+    encode_ack,
     encode_payload,
+    source_of_topic,
+    topic,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
 SOURCE = Source("0123456789abcdef", "host-1", 4242, 1_700_000_000.25, {"engine": "decode-0", "rank": "3"})
+ACK = Ack(1, "fedcba9876543210", 6)
 TRANSFER = {"transfer_duration": [0.25, 0.5], "bytes_transferred": [1024, 2048], "num_failed_transfers": 1}
 OFFLOADING = {
     "types": {"vllm:kv_offload_load_bytes": "counter", "vllm:kv_offload_load_size": "histogram"},
@@ -55,7 +62,12 @@ def frame(connector: str, payload: dict[str, Any], /, **changes: Any) -> bytes:
 
 def goldens() -> dict[str, bytes]:
     reports = {name: frame(*content) for name, content in PAYLOADS.items()}
-    return reports | {"goodbye": encode(Goodbye(1, encode(SOURCE), 7))}
+    reports["kept"] = frame(*PAYLOADS["nixl_exact"], oldest=5)
+    return reports | {
+        "goodbye": encode(Goodbye(1, encode(SOURCE), 7)),
+        "goodbye_kept": encode(Goodbye(1, encode(SOURCE), 7, 8)),
+        "ack": encode_ack(SOURCE.id, ACK),
+    }
 
 
 @pytest.mark.parametrize("name", PAYLOADS)
@@ -74,6 +86,36 @@ def test_a_golden_goodbye_decodes() -> None:
     assert decode((GOLDEN / "goodbye.bin").read_bytes()) == Goodbye(1, encode(SOURCE), 7)
 
 
+def test_golden_messages_of_who_acknowledges_and_who_keeps_decode() -> None:
+    kept = decode((GOLDEN / "kept.bin").read_bytes())
+    assert isinstance(kept, Report)
+    assert (kept.seq, kept.oldest) == (7, 5)
+    assert decode((GOLDEN / "goodbye_kept.bin").read_bytes()) == Goodbye(1, encode(SOURCE), 7, 8)
+    ack = (GOLDEN / "ack.bin").read_bytes()
+    assert decode_ack(ack) == ACK
+    assert ack.startswith(topic(SOURCE.id))
+    assert source_of_topic(topic(SOURCE.id)) == SOURCE.id
+
+
+@pytest.mark.parametrize(("seq", "oldest"), [(7, 8), (MAX_OUTSTANDING + 5, 5)])
+def test_a_number_that_its_publisher_cannot_keep_is_refused(seq: int, oldest: int) -> None:
+    with pytest.raises(ImplausibleError, match=f"number {seq} of a publisher that keeps from {oldest} on"):
+        decode(frame(*PAYLOADS["nixl_exact"], seq=seq, oldest=oldest))
+    with pytest.raises(ImplausibleError):
+        decode(encode(Goodbye(1, encode(SOURCE), seq, oldest + 1)))
+
+
+@pytest.mark.parametrize("noise", [b"", b"id", b"id\0", b"id\0\xc1", encode_ack("id", Ack(2, "c", 1)), b"\0" * 5000])
+def test_bytes_that_are_no_acknowledgement_are_refused(noise: bytes) -> None:
+    with pytest.raises(PeerError):
+        decode_ack(noise)
+
+
+def test_a_topic_that_names_no_source_is_refused() -> None:
+    with pytest.raises(PeerError, match="a topic of 2 bytes"):
+        source_of_topic(b"\xff\xfe")
+
+
 def test_fields_that_a_newer_writer_appends_are_passed_over() -> None:
     parts = msgspec.msgpack.decode(frame(*PAYLOADS["nixl_exact"]))
     again = decode(msgspec.msgpack.encode([*parts, "new", {"newer": 1}]))
@@ -83,9 +125,9 @@ def test_fields_that_a_newer_writer_appends_are_passed_over() -> None:
 
 def test_fields_that_an_older_writer_lacks_have_their_defaults() -> None:
     parts = msgspec.msgpack.decode(frame(*PAYLOADS["nixl_exact"]))
-    again = decode(msgspec.msgpack.encode(parts[:-1]))
+    again = decode(msgspec.msgpack.encode(parts[:-2]))
     assert isinstance(again, Report)
-    assert again.cut == 0
+    assert (again.cut, again.oldest) == (0, 0)
 
 
 @pytest.mark.parametrize("changes", [{"seq": 0}, {"start": float("nan")}, {"end": float("inf")}])

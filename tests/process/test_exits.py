@@ -88,7 +88,7 @@ def test_plain_forks_that_end_by_sys_exit_deliver_everything_each_as_a_source(co
     collector.stop()
     # The first process 100 + 10, its child 10 + 10, the child of that 10.
     assert transfers(collector) == 140
-    assert collector.snapshot().pipeline.sources_known == 3
+    assert collector.snapshot().pipeline.sources["gone"] == 3
 
 
 def test_an_exit_with_no_collector_there_ends_within_linger(ipc_endpoint: str) -> None:
@@ -137,7 +137,7 @@ def test_what_waits_in_a_parent_is_counted_once_and_a_forked_child_counts_its_ow
     publisher.close(10)
     collector.stop()
     assert transfers(collector) == 120
-    assert collector.snapshot().pipeline.sources_known == 3
+    assert collector.snapshot().pipeline.sources["gone"] == 3
 
 
 def test_a_fork_before_first_use_leaves_both_to_publish_what_they_record(collector: Collector) -> None:

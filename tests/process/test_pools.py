@@ -122,7 +122,7 @@ def test_threads_that_set_their_process_up_at_once_share_one_publisher(collector
     pools._publishers[os.getpid()].close()
     collector.stop()
     assert transfers(collector) == sum(TASKS)
-    assert collector.snapshot().pipeline.sources_known == 1
+    assert collector.snapshot().pipeline.sources["gone"] == 1
 
 
 def test_a_setting_that_does_not_fit_fails_the_task_and_hangs_no_pool() -> None:

@@ -1,0 +1,167 @@
+"""When what was taken counts as committed: at once without a journal, once a second with one.
+
+Owns the journal and keeps it at one with the aggregator; socket, clock and thread are the collector's.
+"""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from kvxfer.aggregator import Aggregator
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ConfigError, JournalError
+from kvxfer.interval import Interval
+from kvxfer.saved import Batch, SavedInterval, encode_interval
+
+if TYPE_CHECKING:
+    from kvxfer.journal import Journal
+
+logger = logging.getLogger("kvxfer")
+
+COMMIT_SECONDS: Final = 1.0
+"""How often a journal is written; publishers keep what was not committed and wait."""
+
+HURRY_SECONDS: Final = 0.05
+"""How soon it is written where a publisher waits to end."""
+
+RETRY_SECONDS: Final = 5.0
+"""How soon a journal that could not be written is tried again."""
+
+MAX_LOG_BYTES: Final = 64 << 20
+"""Frames after which a state is saved before its interval ends: a restart takes them again in some seconds."""
+
+MAX_PENDING_BYTES: Final = 16 << 20
+"""Frames that wait for a commit: so many are written before their second is over."""
+
+
+class Commits:
+    """Keeps a journal at one with an aggregator; while it cannot be written, collecting goes on in memory.
+
+    Raises `JournalError` for a journal that another collector holds, and `ConfigError` for one grouped by other labels.
+    Any other that cannot be used is said in the log, and each write that failed is counted in ``failed``; the totals
+    that are in memory then are written as soon as they can be, intervals that closed meanwhile are not.
+    """
+
+    def __init__(self, config: CollectorConfig, lock: threading.Lock, now: float) -> None:
+        """Open the journal, where there is one; ``lock`` is held where the aggregator is read."""
+        self._config = config
+        self._lock = lock
+        self.failed = 0
+        self._journal: Journal | None = None
+        self._pending: list[Batch] = []
+        self._pending_bytes = self._log_bytes = 0
+        self._counts = b""
+        self._last = now
+        self._is_behind = False  # the aggregator holds what the journal does not, and no frame waits for it
+        self.aggregator = Aggregator(config, now)
+        """Goes on where the journal ends; is empty where there is none."""
+        if config.journal is not None:
+            self._open(config.journal, now)
+
+    def _open(self, path: str, now: float) -> None:
+        from kvxfer.journal import Journal, JournalHeldError  # noqa: PLC0415 - sqlite3, only where it is used
+
+        try:
+            self._journal = Journal(path)
+            self._restore(self._journal)
+        except (JournalHeldError, ConfigError):
+            self.close()
+            raise
+        except JournalError as error:
+            self._fail(error, now)
+            self.close()  # it stays as it is, for who wants to know what is in it
+            self.aggregator = Aggregator(self._config, now)
+        self.aggregator.sources.greet(now)
+
+    def _restore(self, journal: "Journal") -> None:
+        state, self._counts = journal.saved()
+        if state:
+            self.aggregator.restore(state)
+        for batch in journal.log():
+            for frame in batch.frames:
+                self.aggregator.feed(frame, batch.now)
+        if self._counts:
+            self.aggregator.restore_counts(self._counts)
+
+    @property
+    def is_durable(self) -> bool:
+        """Whether a commit outlives this process."""
+        return self._journal is not None and not self._is_behind
+
+    # --- while it runs
+
+    def note(self, frames: list[bytes], now: float) -> None:
+        """Take frames that the aggregator has taken; they are written with the next commit."""
+        if self.is_durable and frames:
+            self._pending.append(Batch(now, frames))
+            self._pending_bytes += sum(map(len, frames))
+
+    def seconds_left(self, now: float) -> float:
+        """How long until a commit is due, 0 if it is."""
+        if not self.is_durable or self._pending_bytes > MAX_PENDING_BYTES:
+            return 0.0
+        hurry = self.aggregator.sources.wants_commit
+        return max(0.0, self._last + (HURRY_SECONDS if hurry else COMMIT_SECONDS) - now)
+
+    def commit(self, now: float) -> None:
+        """Write what was noted since the last commit or, where the journal is behind or its log long, the state."""
+        if self._journal is None:
+            return
+        if self.is_durable and self._log_bytes <= MAX_LOG_BYTES:
+            self._append(self._journal, now)
+        elif self.is_durable or now - self._last >= RETRY_SECONDS:
+            self._save(self._journal, None, now)
+
+    def _append(self, journal: "Journal", now: float) -> None:
+        counts = self.aggregator.save_counts()
+        self._last = now
+        if self._pending or counts != self._counts:
+            self._log_bytes += self._pending_bytes
+            self._counts = counts
+            self._write(partial(journal.append, self._pending, counts), now)
+
+    def close_interval(self, interval: Interval, now: float) -> None:
+        """Write a closed interval and the state after it, and remove what is too old."""
+        if self._journal is None:
+            self.failed += self._config.journal is not None
+            return
+        self._save(self._journal, SavedInterval(interval.start, interval.end, encode_interval(interval)), now)
+        if self.is_durable:
+            before = now - self._config.retention_seconds
+            self._write(partial(self._journal.prune, before, self._config.max_journal_bytes), now)
+
+    def _save(self, journal: "Journal", interval: SavedInterval | None, now: float) -> None:
+        with self._lock:
+            state, self._counts = self.aggregator.save(), self.aggregator.save_counts()
+        self._write(partial(journal.save, state, self._counts, interval), now)
+        if self.is_durable:
+            self._log_bytes = 0
+
+    def _write(self, write: Callable[[], None], now: float) -> None:
+        self._last = now
+        try:
+            write()
+        except JournalError as error:
+            self._fail(error, now)
+        else:
+            if self._is_behind:
+                logger.warning("%s is written again, nothing is missing in its totals", self._journal)
+            self._is_behind = False
+        self._pending, self._pending_bytes = [], 0
+
+    def _fail(self, error: JournalError, now: float) -> None:
+        self.failed += 1
+        self._last = now
+        if not self._is_behind:
+            logger.error("%s; collecting goes on in memory, what it holds is lost if this process is killed", error)
+        self._is_behind = True
+
+    def close(self) -> None:
+        """Close the journal and give it free."""
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            with contextlib.suppress(JournalError):  # what was committed is there all the same
+                journal.close()

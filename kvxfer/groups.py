@@ -1,0 +1,90 @@
+"""The groups of an aggregator: one connector in one combination of the labels that are grouped by.
+
+No socket, no clock, no thread; who reports and what a report holds is the aggregator's affair.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from kvxfer.config import CollectorConfig
+from kvxfer.saved import NOTHING, SavedGroup, load_stats, save_stats
+from kvxfer.states import OTHER
+from kvxfer.wire import Source
+
+if TYPE_CHECKING:
+    from kvxfer.stats import KVConnectorStats
+
+
+class GroupKey(NamedTuple):
+    """The connector and the values of the labels grouped by (None where a source has no such label)."""
+
+    connector: str
+    labels: tuple[str | None, ...]
+
+
+class KnownGroup:
+    """What a group holds: stats and ranks of the open interval, totals and ranks of the closed ones."""
+
+    __slots__ = ("ranks", "stats", "total_ranks", "totals")
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.stats: KVConnectorStats | None = None
+        self.totals: KVConnectorStats | None = None
+        self.ranks: set[bytes] = set()
+        self.total_ranks: set[bytes] = set()
+
+
+class Groups:
+    """Up to ``max_groups`` groups; what would be one more is in the one whose labels read ``other``."""
+
+    def __init__(self, config: CollectorConfig) -> None:
+        """Know none."""
+        self._config = config
+        self.by_key: dict[GroupKey, KnownGroup] = {}
+        # What an earlier collector knew of connectors that are not registered here.
+        self._carried: list[SavedGroup] = []
+
+    def of(self, source: Source, connector: str) -> KnownGroup:
+        """The group that a source's stats of a connector belong to."""
+        key = GroupKey(connector, tuple(source.labels.get(label) for label in self._config.group_by))
+        if key not in self.by_key and len(self.by_key) >= self._config.max_groups:
+            key = GroupKey(connector, (OTHER,) * len(self._config.group_by))
+        return self.by_key.setdefault(key, KnownGroup())
+
+    def labels(self, key: GroupKey) -> dict[str, str]:
+        """The labels of a group by name, those that its sources have."""
+        pairs = zip(self._config.group_by, key.labels, strict=True)
+        return {label: value for label, value in pairs if value is not None}
+
+    def forget(self, encoded: bytes) -> None:
+        """Take a source out of the ranks; what it reported stays."""
+        for group in self.by_key.values():
+            group.total_ranks.discard(encoded)
+
+    # --- kept over a restart
+
+    def save(self, positions: dict[bytes, int]) -> list[SavedGroup]:
+        """All groups; ``positions`` numbers the sources."""
+        return [_saved(key, group, positions) for key, group in self.by_key.items()] + self._carried
+
+    def restore(self, saved: list[SavedGroup], sources: list[bytes]) -> None:
+        """Go on from saved groups; ``sources`` are those whose positions they hold."""
+        for group in saved:
+            payloads = (group.stats, group.totals)
+            parts = [None if part == NOTHING else load_stats(group.connector, part) for part in payloads]
+            if any(part is None and payload != NOTHING for part, payload in zip(parts, payloads, strict=True)):
+                self._carried.append(group)
+                continue
+            known = self.by_key.setdefault(GroupKey(group.connector, group.labels), KnownGroup())
+            known.stats, known.totals = parts
+            known.ranks = {sources[number] for number in group.ranks}
+            known.total_ranks = {sources[number] for number in group.total_ranks}
+
+
+def _saved(key: GroupKey, group: KnownGroup, positions: dict[bytes, int]) -> SavedGroup:
+    stats, totals = (NOTHING if part is None else save_stats(part) or NOTHING for part in (group.stats, group.totals))
+    ranks, total_ranks = (
+        sorted(positions[encoded] for encoded in ranks if encoded in positions)
+        for ranks in (group.ranks, group.total_ranks)
+    )
+    return SavedGroup(key.connector, key.labels, stats, totals, ranks, total_ranks)

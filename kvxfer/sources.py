@@ -1,0 +1,227 @@
+"""What the collector's state machine knows of the publishers: numbers taken, who lives, whom to acknowledge.
+
+No socket, no clock, no thread; what they observed is the aggregator's affair.
+"""
+
+from collections import Counter as Tally
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ImplausibleError, PeerError
+from kvxfer.saved import SavedSource, load_stats, save_stats
+from kvxfer.seqs import TakenSeqs
+from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
+
+if TYPE_CHECKING:
+    from kvxfer.stats import KVConnectorStats
+
+
+class SourceState(Enum):
+    """Live: heard of within ``silent_seconds``. Gone: said goodbye, or not heard of for ``gone_seconds``."""
+
+    LIVE = "live"
+    SILENT = "silent"
+    GONE = "gone"
+
+
+class TooManySourcesError(PeerError):
+    """A source beyond the collector's cap."""
+
+    cause = "too_many_sources"
+
+
+class KnownSource:
+    """What is known of one source; ``stats`` of the open interval and ``totals`` of the closed ones, by connector."""
+
+    __slots__ = ("clock_offset", "encoded", "final_seq", "last_seen", "lost", "source", "stats", "taken", "totals")
+
+    def __init__(self, source: Source, encoded: bytes, now: float) -> None:
+        """Begin with nothing taken."""
+        self.source = source
+        self.encoded = encoded
+        self.taken = TakenSeqs()
+        self.stats: dict[str, KVConnectorStats] = {}
+        self.totals: dict[str, KVConnectorStats] = {}
+        self.clock_offset = 0.0
+        self.last_seen = now
+        self.final_seq: int | None = None
+        self.lost = 0
+
+    def __repr__(self) -> str:
+        """Give id, numbers and end."""
+        return f"<KnownSource {self.source.id} {self.taken} final={self.final_seq} lost={self.lost}>"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing more is expected of it."""
+        return self.final_seq is not None
+
+    def save(self) -> SavedSource:
+        """All that is known, for `restored`; stats that their own class cannot give are left out."""
+        above = self.taken.above
+        stats, totals = (
+            {connector: payload for connector, part in parts.items() if (payload := save_stats(part)) is not None}
+            for parts in (self.stats, self.totals)
+        )
+        return SavedSource(
+            self.encoded,
+            self.taken.floor,
+            above.to_bytes((above.bit_length() + 7) // 8, "little"),
+            self.final_seq,
+            self.lost,
+            self.clock_offset,
+            stats,
+            totals,
+        )
+
+    @classmethod
+    def restored(cls, saved: SavedSource, now: float) -> "KnownSource":
+        """A source as it was saved; stats of connectors that are not registered here are left out."""
+        known = cls(decode_source(saved.encoded), saved.encoded, now)
+        known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
+        known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
+        for held, parts in ((known.stats, saved.stats), (known.totals, saved.totals)):
+            loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
+            held |= {connector: stats for connector, stats in loaded.items() if stats is not None}
+        return known
+
+
+class Sources:
+    """The publishers by the bytes that each of their messages carries; those that are gone make room for others."""
+
+    def __init__(self, config: CollectorConfig) -> None:
+        """Know nobody."""
+        self._config = config
+        self.by_bytes: dict[bytes, KnownSource] = {}
+        self._by_id: dict[str, KnownSource] = {}
+        self._gone: dict[bytes, None] = {}
+        self._unacknowledged: dict[bytes, KnownSource] = {}
+        self.evicted: list[bytes] = []
+        """Who was forgotten, for the aggregator to forget too."""
+        self.num_lost = 0
+        self.wants_commit = False
+        """Whether somebody waits for the acknowledgement to end."""
+
+    def __len__(self) -> int:
+        """The number known."""
+        return len(self.by_bytes)
+
+    def get(self, encoded: bytes) -> KnownSource | None:
+        """The source of these bytes, if it is known."""
+        return self.by_bytes.get(encoded)
+
+    def admit(self, encoded: bytes, now: float) -> KnownSource:
+        """The source of these bytes, made known if it was not; raises `PeerError` where it cannot be."""
+        known = self.by_bytes.get(encoded)
+        if known is not None:
+            return known
+        source = decode_source(encoded)
+        if source.id in self._by_id:  # an acknowledgement for one would free the reports of the other
+            message = f"a second source that calls itself {source.id}"
+            raise ImplausibleError(message)
+        if len(self.by_bytes) >= self._config.max_sources:
+            self._evict()
+        return self.add(KnownSource(source, encoded, now))
+
+    def add(self, known: KnownSource) -> KnownSource:
+        """Take a source over from an earlier collector."""
+        self.by_bytes[known.encoded] = self._by_id[known.source.id] = known
+        if known.is_gone:
+            self._gone[known.encoded] = None
+        return known
+
+    def greet(self, now: float) -> None:
+        """Take all to live now: that nothing was heard of them while no collector was there was not their fault."""
+        for known in self.by_bytes.values():
+            known.last_seen = now
+
+    def _evict(self) -> None:
+        if not self._gone:
+            message = f"{len(self.by_bytes)} sources are known already"
+            raise TooManySourcesError(message)
+        encoded = next(iter(self._gone))
+        del self._gone[encoded]
+        del self._by_id[self.by_bytes.pop(encoded).source.id]
+        self._unacknowledged.pop(encoded, None)
+        self.evicted.append(encoded)
+
+    # --- what they send
+
+    def take(self, known: KnownSource, report: Report, now: float) -> bool:
+        """Take the number of a report; False if it was taken before. Either way its publisher is told."""
+        new = known.taken.take(report.seq, report.oldest)
+        known.last_seen = now
+        if known.is_gone and new and report.seq > (known.final_seq or 0):  # it was only thought to be gone
+            known.final_seq = None
+            self._gone.pop(known.encoded, None)
+        self.acknowledge(known)
+        self._settle(known)
+        return new
+
+    def part(self, goodbye: Goodbye, now: float) -> None:
+        """Note that a source ends; raises `ImplausibleError` for one that claims more than a source can have sent."""
+        known = self.admit(goodbye.source, now)
+        known.taken.settle(goodbye.oldest)
+        if goodbye.seq - known.taken.floor > MAX_OUTSTANDING:
+            message = f"a goodbye after {goodbye.seq} reports, of which {known.taken.floor} came"
+            raise ImplausibleError(message)
+        known.last_seen = now
+        self._leave(known, max(goodbye.seq, known.final_seq or 0))
+        self.acknowledge(known)
+        self.wants_commit = True
+
+    def _leave(self, known: KnownSource, final_seq: int) -> None:
+        known.final_seq = final_seq
+        self._gone[known.encoded] = None
+        self._settle(known)
+
+    def _settle(self, known: KnownSource) -> None:
+        """Count what is lost for good: the gaps of a source that is gone."""
+        lost = known.taken.missing(known.final_seq) if known.final_seq is not None else 0
+        self.num_lost += lost - known.lost
+        known.lost = lost
+
+    # --- who lives
+
+    def state(self, known: KnownSource, now: float) -> SourceState:
+        """Whether a source lives."""
+        if known.is_gone:
+            return SourceState.GONE
+        silent = now - known.last_seen >= self._config.silent_seconds
+        return SourceState.SILENT if silent else SourceState.LIVE
+
+    def count_states(self, now: float) -> dict[str, int]:
+        """How many sources there are in each state."""
+        counted = Tally(self.state(known, now).value for known in self.by_bytes.values())
+        return {state.value: counted[state.value] for state in SourceState}
+
+    def silent(self, now: float) -> tuple[Source, ...]:
+        """The sources that were expected to report and did not."""
+        states = ((known, self.state(known, now)) for known in self.by_bytes.values())
+        return tuple(known.source for known, state in states if state is SourceState.SILENT)
+
+    def expire(self, now: float) -> None:
+        """Give up those that were not heard of for ``gone_seconds``: killed, or cut off for good."""
+        for known in self.by_bytes.values():
+            if not known.is_gone and now - known.last_seen >= self._config.gone_seconds:
+                self._leave(known, known.taken.floor + known.taken.above.bit_length())
+
+    # --- acknowledging
+
+    def acknowledge(self, known: KnownSource) -> None:
+        """Note that a source is to be told how far its reports are committed."""
+        self._unacknowledged[known.encoded] = known
+
+    def subscribed(self, source_id: str) -> None:
+        """Note that a source listens from now on: what it was told before has passed it by."""
+        known = self._by_id.get(source_id)
+        if known is not None:
+            self.acknowledge(known)
+
+    def drain_acks(self) -> list[tuple[str, int]]:
+        """Take whom to tell what: source id and the number up to which all was taken. To be called after a commit."""
+        acks = [(known.source.id, known.taken.floor) for known in self._unacknowledged.values()]
+        self._unacknowledged.clear()
+        self.wants_commit = False
+        return acks
