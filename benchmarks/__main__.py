@@ -1,14 +1,20 @@
 """The command: which benchmarks, how long, where the numbers go."""
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
 
 from benchmarks.harness import MODULES, measure, run_case, table, versions
 
+COMMANDS = ("faults",)
+"""What measures nothing beside a peer, and takes arguments of its own."""
+
 
 def main() -> int:
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return int(importlib.import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:]))
     arguments = _parser().parse_args()
     problem = _problem(arguments)
     if problem:

@@ -57,6 +57,8 @@ class Outbox:
         self._kept_bytes = 0
         self._seq = 0
         self._num_sent = 0  # of those kept, from the oldest on
+        self.num_resent = 0
+        """Reports that were to be sent once more."""
         self._goodbye = _Goodbye.NOT_YET
         self._collector: str | None = None
         self._patience = RESEND_SECONDS
@@ -69,6 +71,16 @@ class Outbox:
         cut = f" cut={self._cut}" if self._cut else ""
         sent = self._seq - kept + self._num_sent
         return f"<Outbox open={self._num_open} unacked={kept}{numbers} sent={sent}{cut}>"
+
+    @property
+    def num_reports(self) -> int:
+        """Reports closed so far."""
+        return self._seq
+
+    @property
+    def num_unacknowledged(self) -> int:
+        """Reports that are kept."""
+        return len(self._kept)
 
     @property
     def has_room(self) -> bool:
@@ -171,6 +183,7 @@ class Outbox:
             self._patience = min(2 * self._patience, RESEND_MAX_SECONDS)
 
     def _send_again(self) -> None:
+        self.num_resent += self._num_sent
         self._num_sent = 0
         if self._goodbye is _Goodbye.SAID:
             self._goodbye = _Goodbye.TO_BE_SAID

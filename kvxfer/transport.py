@@ -34,9 +34,14 @@ MAX_DRAIN: Final = 256
 
 # The queue belongs in the outbox, where it can merge; a few frames here keep the io thread busy.
 _SEND_HIGH_WATER_MARK: Final = 16
+_RECEIVE_HIGH_WATER_MARK: Final = 128
 # 3-14 ms until a collector that came back is found, where libzmq's 100 ms take up to 170.
 _RECONNECT_MS: Final = 10
 _RECONNECT_MAX_MS: Final = 1000
+# Who only listens never learns that the other host was cut off: without it no acknowledgement would come again. What
+# was on its way when a connection is given up is sent again, so it costs nothing but a duplicate.
+_HEARTBEAT_MS: Final = 10_000
+_HEARTBEAT_TTL_MS: Final = 60_000
 # A topic of 201 bytes, a collector's id of 200 characters and two numbers.
 _MAX_ACK_BYTES: Final = 4096
 
@@ -102,6 +107,8 @@ class PublisherSockets:
             raise EndpointError(message) from error
 
     def _connect(self, socket: "zmq.Socket[bytes]", endpoint: str) -> None:
+        socket.heartbeat_ivl = _HEARTBEAT_MS
+        socket.heartbeat_ttl = _HEARTBEAT_TTL_MS
         socket.reconnect_ivl = _RECONNECT_MS
         socket.reconnect_ivl_max = _RECONNECT_MAX_MS
         socket.connect(endpoint)
@@ -149,9 +156,9 @@ class CollectorSockets:
         self._lock = _lock_path(Path(endpoint.removeprefix(IPC)), private=private) if endpoint.startswith(IPC) else None
         self._context = zmq.Context()
         self._pull = self._socket(zmq.PULL)
-        # At a finite mark an ipc PULL loses the tail of a sender that closes; what waits is bounded by what its
-        # publishers keep, and they keep no more until we acknowledge.
-        self._pull.rcvhwm = 0
+        # A publisher keeps 64 reports and sends them again while we do not answer: what waits of each is bounded too.
+        # At a finite mark an ipc PULL loses the tail of a sender that closes, hence a publisher waits for its answer.
+        self._pull.rcvhwm = _RECEIVE_HIGH_WATER_MARK
         self._pull.maxmsgsize = MAX_FRAME_BYTES
         self._pub = self._socket(zmq.XPUB)
         self._pub.maxmsgsize = _MAX_ACK_BYTES
