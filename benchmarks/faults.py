@@ -1,6 +1,6 @@
 """Is what workers recorded what was committed, in every bucket, when collectors are killed while they work?
 
-A round is one life of a collector: it starts, is killed (SIGKILL) at a random moment of its first three seconds,
+A round is one life of a collector: it starts, is killed (SIGKILL) at a random moment of its first two seconds,
 its start included, and the next one goes on with its journal. Workers record all the time as fast as they can, the same
 thousand rows again and again, so that what they recorded follows from how often. Durations are multiples of 2**-20 s:
 their sums are exact in any order, and compared to the last bit; those of the rates of single transfers are not.
@@ -248,7 +248,7 @@ def run(
         config = CollectorConfig(endpoint=endpoint, journal=journal, interval_seconds=0.5)
         with Service(config, seed=seed) as service:
             for kill in range(kills):
-                time.sleep(rng.uniform(0.1, 3.0))
+                time.sleep(rng.uniform(0.1, 2.0))
                 each(kill, service)
                 service.kill_collector()
                 service.start_collector()
