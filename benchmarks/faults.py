@@ -258,6 +258,7 @@ def run(
             differing = differences(service.expected(recorded), found)
     differing += [f"the collector ended with {code}"] if code else []
     differing += [f"{found.pipeline.reports_lost} lost"] if found.pipeline.reports_lost else []
+    differing += [f"{found.pipeline.observations_cut} cut"] if found.pipeline.observations_cut else []
     differing += [f"rejected: {found.pipeline.reports_rejected}"] if found.pipeline.reports_rejected else []
     differing += [f"worker {each.rank} keeps {each.unacknowledged}" for each in recorded if each.unacknowledged]
     transfers = sum(each.times * ROWS for each in recorded)

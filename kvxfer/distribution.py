@@ -72,11 +72,11 @@ class DistributionState:
 
     def fold(self) -> None:
         """Take in what `observe` has left, in pieces."""
-        pending = self.pending
-        for _ in range(0, len(pending), PIECE):  # what comes meanwhile waits for the next one
-            piece = pending[:PIECE]
-            del pending[: len(piece)]
-            self.extend(piece)
+        # All at once, since what is cut off a long list in pieces moves the rest each time.
+        waiting = self.pending[:]
+        del self.pending[: len(waiting)]
+        for start in range(0, len(waiting), PIECE):
+            self.extend(waiting[start : start + PIECE])
 
     def extend(self, values: Sequence[float]) -> None:
         """Add values of Python; what is not a plausible number is counted in ``rejected``."""

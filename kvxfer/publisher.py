@@ -242,6 +242,8 @@ class StatsPublisher:
         with self._lock:
             if drained is not None and not drained.is_empty():
                 self._observe(drained, now)
+            if isinstance(self._stats, TransferStats):
+                self._outbox.count_cut(self._stats.drain_cut())
             self._outbox.flush(now)
             self._next_flush = time.monotonic() + self._flush_seconds
 

@@ -14,6 +14,15 @@ from kvxfer.histogram import histograms_of_rows
 PIECE_ROWS = 4096
 """Rows are folded in pieces of this many: one piece holds the GIL for about a millisecond."""
 
+MAX_PIECE_ROWS = 1 << 18
+"""Rows of a piece where very many wait, behind a host that hardly lets go of the GIL: each of some twenty calls of
+numpy waits 5 ms for it, so that pieces of 4,096 fold 40,000 rows a second, and these two million. What holds the GIL
+at once are 3 ms for a column."""
+
+MAX_WAITING_ROWS = 1 << 22
+"""Rows that one fold takes: a host that records more than two million a second for longer is faster than any fold, and
+what is above this is cut, or it would fill the memory."""
+
 
 class Row:
     """Distributions that are recorded together, one value each: ``stats.record_fetch(0.0031, 65536)``.
@@ -61,7 +70,7 @@ class Row:
 class RowBuffer:
     """The rows of one stats object that wait to be folded into the states of their columns."""
 
-    __slots__ = ("_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected")
+    __slots__ = ("_cut", "_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected")
 
     def __init__(self, row: Row, state_of: Callable[[str], Any]) -> None:
         """Make an empty buffer; ``state_of`` gives the stats object's state of a field."""
@@ -72,6 +81,12 @@ class RowBuffer:
         self.pending: list[float] = []
         self.record = row.make_recorder(self.pending.extend)
         self.rejected = 0
+        self._cut = 0
+
+    def drain_cut(self) -> int:
+        """Take the number of rows that were more than a fold takes."""
+        cut, self._cut = self._cut, 0
+        return cut
 
     def forget_pending(self) -> None:
         """Drop the rows that wait."""
@@ -87,12 +102,15 @@ class RowBuffer:
 
         ``for_report``: more than `PACK_ABOVE` rows become histograms at once, as a report would carry them.
         """
-        pending = self.pending
-        most = PIECE_ROWS * len(self._states)
-        for _ in range(0, len(pending), most):  # what comes meanwhile waits for the next fold
-            piece = pending[:most]
-            del pending[: len(piece)]
-            self._fold(piece, for_report=for_report)
+        # All at once, since what is cut off a long list in pieces moves the rest each time.
+        waiting = self.pending[:]
+        del self.pending[: len(waiting)]
+        width = len(self._states)
+        self._cut += max(0, len(waiting) // width - MAX_WAITING_ROWS)
+        del waiting[width * MAX_WAITING_ROWS :]
+        most = width * min(max(PIECE_ROWS, len(waiting) // width // 8), MAX_PIECE_ROWS)
+        for start in range(0, len(waiting), most):
+            self._fold(waiting[start : start + most], for_report=for_report)
 
     def extend(self, columns: list[list[Any]]) -> None:
         """Add columns of equal length, as vLLM's payloads hold them."""

@@ -257,6 +257,10 @@ class TransferStats(KVConnectorStats):
             taken._join(name, part)
         return taken
 
+    def drain_cut(self) -> int:
+        """Take the number of rows that came faster than they could be folded, and were dropped."""
+        return sum(buffer.drain_cut() for buffer in list(self._buffers.values()))
+
     clone_and_reset = drain  # vLLM's name for it
 
     def aggregate(self, other: KVConnectorStats) -> "TransferStats":

@@ -213,3 +213,13 @@ def test_a_forked_child_begins_with_nothing() -> None:
     assert stats.is_empty()
     stats.record_fetch(1.0, 1)
     assert stats.fetch_duration.count == 1
+
+
+def test_rows_that_come_faster_than_any_fold_are_cut_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvxfer.rows.MAX_WAITING_ROWS", 10)
+    stats = PageStats()
+    for _ in range(13):
+        stats.record_fetch(1.0, 2)
+    assert stats.fetch_duration.count == stats.fetch_size.count == 10
+    assert stats.drain_cut() == 3
+    assert stats.drain_cut() == 0

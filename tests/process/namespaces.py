@@ -79,12 +79,8 @@ def two_hosts() -> Iterator[Link]:
     try:
         for name in link:
             run("ip", "netns", "add", name)
-        run(
-            *["ip", "link", "add", "end", "netns"],
-            link.workers,
-            *["type", "veth", "peer", "name", "end", "netns"],
-            link.collector,
-        )
+        peer = ("type", "veth", "peer", "name", "end", "netns", link.collector)
+        run("ip", "link", "add", "end", "netns", link.workers, *peer)
         for name, address in zip(link, (WORKERS, COLLECTOR), strict=True):
             run("ip", "-n", name, "address", "add", f"{address}/24", "dev", "end")
             run("ip", "-n", name, "link", "set", "end", "up")
