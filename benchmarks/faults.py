@@ -31,20 +31,25 @@ from kvxfer.collector import Collector
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.interval import Interval
+from kvxfer.interval import Exporter, Interval
 from kvxfer.publisher import StatsPublisher
 from kvxfer.stats import TransferStats
 
 if TYPE_CHECKING:
+    from ctypes import Array, c_uint64
     from multiprocessing.context import SpawnProcess
 
     from typing_extensions import Self
+
+    Counts = Array[c_uint64]
 
 CONNECTOR = "NixlConnector"
 ROWS = 1_000
 FLUSH_SECONDS = 0.05  # twenty reports a second of each worker, so that every kill meets some of them
 END_SECONDS = 60.0
 NICE = 5  # of workers that fill every core: the collector comes up in half a second all the same
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 Enter = Callable[[], object]
 """What a process does first, such as entering a network namespace."""
@@ -64,38 +69,48 @@ def rows_of(rank: int, seed: int) -> list[tuple[float, float, int, int]]:
 
 
 class Recorded(NamedTuple):
-    """What one worker did: how often it recorded its rows, what it sent, and the most memory that it held."""
+    """What one worker did: how often it recorded its rows, and what it sent."""
 
     rank: int
     times: int
     reports: int
     resent: int
     unacknowledged: int
-    peak_mib: float
 
 
-def work(endpoint: str, rank: int, seed: int, stop: Event, end: Connection, enter: Enter = _nothing) -> None:
-    """Record without a pause until told to stop, send what is left, and say how much it was."""
-    enter()
+class Task(NamedTuple):
+    """What a worker is to do: ``pause`` is how many seconds it does nothing between two thousand rows."""
+
+    endpoint: str
+    rank: int
+    seed: int
+    pause: float
+    enter: Enter
+
+
+def work(task: Task, stop: Event, times: "Counts", end: Connection) -> None:
+    """Record until told to stop, send what is left, and say how much it was."""
+    task.enter()
     os.nice(NICE)
-    rows, times = rows_of(rank, seed), 0
-    publisher = StatsPublisher(
-        CONNECTOR, endpoint, {"engine": "e", "rank": str(rank)}, flush_seconds=FLUSH_SECONDS, linger=END_SECONDS
-    )
+    rows = rows_of(task.rank, task.seed)
+    labels = {"engine": "e", "rank": str(task.rank)}
+    publisher = StatsPublisher(CONNECTOR, task.endpoint, labels, flush_seconds=FLUSH_SECONDS, linger=END_SECONDS)
     record = publisher.stats.record_transfer
     while not stop.is_set():
         for duration, post, num_bytes, descriptors in rows:
             record(duration, post, num_bytes, descriptors)
-        times += 1
+        times[task.rank] += 1
+        if task.pause:
+            time.sleep(task.pause)
     publisher.close()
     delivery = publisher.delivery
-    end.send(Recorded(rank, times, delivery.reports, delivery.resent, delivery.unacknowledged, peak_mib()))
+    end.send(Recorded(task.rank, times[task.rank], delivery.reports, delivery.resent, delivery.unacknowledged))
 
 
-def collect(config: CollectorConfig, enter: Enter = _nothing) -> None:
+def collect(config: CollectorConfig, enter: Enter = _nothing, exporters: tuple[Exporter, ...] = ()) -> None:
     """Collect until SIGTERM or SIGKILL."""
     enter()
-    Collector(config).run()
+    Collector(config, exporters).run()
 
 
 class Service:
@@ -105,23 +120,26 @@ class Service:
         self,
         config: CollectorConfig,
         *,
-        connect: str | None = None,
         workers: int = 8,
         seed: int = 1,
+        pause: float = 0.0,
         enter: tuple[Enter, Enter] = (_nothing, _nothing),
+        exporters: tuple[Exporter, ...] = (),
     ) -> None:
-        """Start all; ``connect``: where, if not where ``config`` binds; ``enter``: of workers and collector."""
+        """Start all; ``enter``: what workers and collector do first."""
         self._context = get_context("spawn")
         self.config = config
-        self._enter_collector = enter[1]
-        self._stop = self._context.Event()
         self._seed = seed
+        self._collect = (config, enter[1], exporters)
+        self._stop = self._context.Event()
+        self.times: Counts = self._context.RawArray("Q", workers)
+        """How often each worker has recorded its rows so far."""
         self.collector = self.start_collector()
         self.workers: list[tuple[SpawnProcess, Connection]] = []
         for rank in range(workers):
             here, there = self._context.Pipe(duplex=False)
-            arguments = (connect or config.endpoint, rank, seed, self._stop, there, enter[0])
-            worker = self._context.Process(target=work, args=arguments, daemon=True)
+            task = Task(config.endpoint or "", rank, seed, pause, enter[0])
+            worker = self._context.Process(target=work, args=(task, self._stop, self.times, there), daemon=True)
             worker.start()
             there.close()
             self.workers.append((worker, here))
@@ -137,8 +155,7 @@ class Service:
 
     def start_collector(self) -> "SpawnProcess":
         """Start one, which goes on from the journal."""
-        arguments = (self.config, self._enter_collector)
-        self.collector = self._context.Process(target=collect, args=arguments, daemon=True)
+        self.collector = self._context.Process(target=collect, args=self._collect, daemon=True)
         self.collector.start()
         return self.collector
 
@@ -210,10 +227,9 @@ def differences(expected: TransferStats, found: Interval) -> list[str]:
     return differing
 
 
-def peak_mib(pid: int | str = "self") -> float:
-    """The most memory that a process has held, in MiB."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+def memory_mib(process: "SpawnProcess") -> float:
+    """The memory that a process holds now, in MiB."""
+    return int(Path(f"/proc/{process.pid}/statm").read_text(encoding="ascii").split()[1]) * PAGE_BYTES / (1 << 20)
 
 
 @contextlib.contextmanager
@@ -303,8 +319,8 @@ class _Lines:
         self._progress.update(kill + 1)
         if (kill + 1) % 10:
             return
-        workers = max(peak_mib(worker.pid or 0) for worker, _ in service.workers)
-        collector = peak_mib(service.collector.pid or 0)
+        workers = max(memory_mib(worker) for worker, _ in service.workers)
+        collector = memory_mib(service.collector)
         journal = sum(path.stat().st_size for path in Path(service.config.journal or "").parent.glob("journal*"))
         self._progress.print(
             f"{time.monotonic() - self._start:6.0f} s, {kill} kills: workers at most {workers:.0f} MiB each,"
