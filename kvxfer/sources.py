@@ -5,7 +5,7 @@ No socket, no clock, no thread; what they observed is the aggregator's affair.
 
 from collections import Counter as Tally
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
@@ -15,6 +15,10 @@ from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
 
 if TYPE_CHECKING:
     from kvxfer.stats import KVConnectorStats
+
+
+MAX_STRANGERS: Final = 4096
+"""Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""
 
 
 class SourceState(Enum):
@@ -97,6 +101,7 @@ class Sources:
         self._by_id: dict[str, KnownSource] = {}
         self._gone: dict[bytes, None] = {}
         self._unacknowledged: dict[bytes, KnownSource] = {}
+        self._strangers: set[str] = set()
         self.evicted: list[bytes] = []
         """Who was forgotten, for the aggregator to forget too."""
         self.num_lost = 0
@@ -214,14 +219,22 @@ class Sources:
         self._unacknowledged[known.encoded] = known
 
     def subscribed(self, source_id: str) -> None:
-        """Note that a source listens from now on: what it was told before has passed it by."""
+        """Note that a source listens from now on: what it was told before has passed it by.
+
+        One that is not known is told that nothing of it is here, so that it sends again at once what it has sent to an
+        earlier collector.
+        """
         known = self._by_id.get(source_id)
         if known is not None:
             self.acknowledge(known)
+        elif len(self._strangers) < MAX_STRANGERS:
+            self._strangers.add(source_id)
 
     def drain_acks(self) -> list[tuple[str, int]]:
         """Take whom to tell what: source id and the number up to which all was taken. To be called after a commit."""
         acks = [(known.source.id, known.taken.floor) for known in self._unacknowledged.values()]
+        acks += [(source_id, 0) for source_id in self._strangers if source_id not in self._by_id]
         self._unacknowledged.clear()
+        self._strangers.clear()
         self.wants_commit = False
         return acks

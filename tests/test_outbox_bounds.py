@@ -1,5 +1,7 @@
 """Laws of the outbox: whatever is observed is in exactly one report or counted as cut, and memory stays bounded."""
 
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -120,3 +122,25 @@ def test_a_cut_is_told_even_when_nothing_else_is_there_to_report() -> None:
     (report,) = send(box)
     assert (report.cut, decode_payload(report.payload)) == (200_000, {})
     assert box.is_idle
+
+
+def test_an_hour_without_a_collector_takes_no_more_memory_than_its_first_minute_and_loses_no_count() -> None:
+    box, every = outbox(), 0.25
+    parts = [transfers(200, 2.0 ** (number % 7)) for number in range(7)]
+    tracemalloc.start()
+    held = {}
+    for step in range(int(3600 / every)):
+        now = step * every
+        box.observe(parts[step % 7].copy(), now)
+        box.flush(now)
+        if step in (2 * MAX_KEPT, int(3600 / every) - 1):
+            gc.collect()
+            held[step] = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    early, late = held.values()
+    assert late < early + 50_000
+    assert repr(box).startswith(f"<Outbox open={int(3600 / every) - MAX_KEPT} unacked=64 (1..64)")
+    reports = send(box)
+    assert box.flush(3600.0)
+    counts = [NixlConnectorStats(decode_payload(each.payload)).transfer_duration.count for each in reports + send(box)]
+    assert sum(counts) == 200 * 3600 / every
