@@ -17,8 +17,9 @@ import zmq
 from benchmarks.harness import Row
 from benchmarks.wire import check_all_taken, reports
 from kvxfer.aggregator import Aggregator
+from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
-from kvxfer.transport import CollectorSockets
+from kvxfer.transport import CollectorSockets, ack_endpoint
 
 if TYPE_CHECKING:
     from multiprocessing.queues import Queue
@@ -47,7 +48,9 @@ class Taken(NamedTuple):
 
 def _send(endpoint: str, each: int) -> None:
     frames = reports(SOURCES, each)
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push:
+    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as sub:
+        sub.subscribe(b"")
+        sub.connect(ack_endpoint(endpoint))
         push.connect(endpoint)
         for frame in frames:
             push.send(frame)
@@ -91,6 +94,24 @@ def _collector(endpoint: str, count: int) -> Taken:
     return taken
 
 
+def _durable(endpoint: str, count: int) -> Taken:
+    """All that a collector does: intervals, a journal written once a second, acknowledgements that somebody hears."""
+    with TemporaryDirectory() as directory:
+        config = CollectorConfig(endpoint=endpoint, journal=f"{directory}/journal.db", interval_seconds=1.0)
+        collector = Collector(config)
+        received = 0
+
+        def receive() -> int:
+            nonlocal received
+            collector.poll(1.0)
+            before, received = received, collector.pipeline().reports_received
+            return received - before
+
+        taken = _take(receive, count)
+        collector.stop()
+    return taken
+
+
 def _bare(endpoint: str, count: int) -> Taken:
     with zmq.Context() as context, context.socket(zmq.PULL) as pull:
         pull.bind(endpoint)
@@ -114,7 +135,7 @@ def _run(quick: bool, name: str, *, cpu: bool = False) -> float:  # noqa: FBT001
     elif name == "pyzmq":
         taken = _over_ipc(_bare, RECEIVED // part)
     else:
-        taken = _over_ipc(_collector, MERGED // part)
+        taken = _over_ipc(_durable if name == "durable" else _collector, MERGED // part)
     return taken.cpu_microseconds if cpu else taken.rate
 
 
@@ -122,11 +143,19 @@ CASES: dict[str, Callable[[bool], float]] = {
     "kvxfer": partial(_run, name="kvxfer"),
     "pyzmq": partial(_run, name="pyzmq"),
     "queue": partial(_run, name="queue"),
+    "kvxfer_durable": partial(_run, name="durable"),
     "kvxfer_cpu": partial(_run, name="kvxfer", cpu=True),
     "pyzmq_cpu": partial(_run, name="pyzmq", cpu=True),
 }
 ROWS = (
     Row("reports of 1,000 transfers taken and merged", "kvxfer", "pyzmq", 0.55, more_is_better=True),
     Row("beside a Queue that only receives them", "kvxfer", "queue"),
+    Row(
+        "with intervals, journal and acknowledgements, beside without",
+        "kvxfer_durable",
+        "kvxfer",
+        0.8,
+        more_is_better=True,
+    ),
     Row("CPU per report, beside receiving it", "kvxfer_cpu", "pyzmq_cpu", unit="us"),
 )

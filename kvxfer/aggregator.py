@@ -265,7 +265,11 @@ class Aggregator:
             )
             raise ConfigError(message)
         self._begin, self._start, self.due = state.begin, state.start, state.due
-        self._received, self._cut, self._rejected_observations = state.received, state.cut, state.rejected_observations
+        self._received, self._cut, self._rejected_observations = (
+            state.received,
+            state.cut,
+            state.rejected_observations,
+        )
         self.sources.num_lost = state.lost
         for saved_source in state.sources:
             known = self.sources.add(KnownSource.restored(saved_source, self._start))

@@ -200,6 +200,11 @@ class Collector:
         failed = self._exports_failed, self._commits.failed
         return msgspec.structs.replace(pipeline, exports_failed=failed[0], commits_failed=failed[1])
 
+    def pipeline(self) -> Pipeline:
+        """What the pipeline has counted of itself so far; cheaper than a whole snapshot."""
+        with self._lock:
+            return self._completed(self._aggregator.pipeline(self._clock.now()))
+
     def snapshot(self) -> Interval:
         """All that was taken since this collector, or the first of its journal, started, as an interval of copies."""
         with self._lock:
