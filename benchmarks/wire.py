@@ -49,7 +49,7 @@ def reports(sources: int, reports_each: int) -> list[bytes]:
     contents = [decode(report(TRANSFERS, SEED + n)) for n in range(CONTENTS)]
     ranks = [encode(_source(rank)) for rank in range(sources)]
     numbered = (
-        msgspec.structs.replace(contents[(seq + rank) % CONTENTS], source=source, seq=seq)
+        msgspec.structs.replace(contents[(seq + rank) % CONTENTS], source=source, seq=seq, oldest=seq)
         for seq in range(1, reports_each + 1)
         for rank, source in enumerate(ranks)
     )
