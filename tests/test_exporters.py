@@ -10,7 +10,7 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.errors import RecordError
-from kvxfer.exporters.jsonl import JsonlExporter, read_records
+from kvxfer.exporters.jsonl import JsonlExporter, as_record, read_records
 from kvxfer.exporters.log import LogExporter
 from kvxfer.interval import Interval
 from kvxfer.wire import Report, Source, encode, encode_payload
@@ -43,6 +43,16 @@ def offloading() -> Interval:
     by = encode(Source("id", "host-1", 1, 999.0, {}))
     made.feed(encode(Report(1, by, "OffloadingConnector", 1, 1.0, 2.0, encode_payload(OFFLOADING))), 1002.0)
     return made.close_interval(1010.0)
+
+
+def test_a_record_names_who_was_expected_to_report_and_did_not() -> None:
+    made = Aggregator(CollectorConfig(silent_seconds=30.0), 1000.0)
+    for name in ("quiet", "heard"):
+        by = encode(Source(name, "host-1", 40, 999.0, {"rank": name}))
+        made.feed(encode(Report(1, by, "NixlConnector", 1, 1.0, 2.0, encode_payload({}))), 1000.0)
+    made.feed(encode(Report(1, by, "NixlConnector", 2, 1.0, 2.0, encode_payload({}))), 1029.0)
+    record = as_record(made.close_interval(1031.0))
+    assert record["silent"] == [{"source": "quiet", "host": "host-1", "pid": 40, "labels": {"rank": "quiet"}}]
 
 
 NIXL_KEYS = (
@@ -100,7 +110,7 @@ def written(path: Path, *intervals: Interval) -> list[dict[str, Any]]:
 
 def test_a_record_has_the_numbers_of_the_line_and_the_rates_unrounded(tmp_path: Path) -> None:
     (record,) = written(tmp_path / "a.jsonl", two_ranks())
-    assert list(record) == ["version", "start", "end", "groups", "sources", "pipeline"]
+    assert list(record) == ["version", "start", "end", "groups", "sources", "pipeline", "silent"]
     assert (record["version"], record["start"], record["end"]) == (1, 1000.0, 1010.0)
     (group,) = record["groups"]
     assert (group["connector"], group["labels"], group["num_ranks"]) == ("NixlConnector", {"engine": "e"}, 2)
@@ -123,6 +133,7 @@ def test_a_record_has_the_numbers_of_the_line_and_the_rates_unrounded(tmp_path: 
     ]
     assert [view["clock_offset_seconds"] for view in record["sources"]] == [1.5, 1.5]
     assert record["pipeline"]["reports_received"] == 2
+    assert record["pipeline"]["sources"] == {"live": 2, "silent": 0, "gone": 0}
 
 
 def test_labelled_metrics_and_those_without_rates_are_records_too(tmp_path: Path) -> None:
@@ -144,7 +155,7 @@ def test_every_line_is_json_that_any_reader_takes(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", two_ranks(), idle(), offloading())
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [
-        ["end", "groups", "pipeline", "sources", "start", "version"]
+        ["end", "groups", "pipeline", "silent", "sources", "start", "version"]
     ] * 3
 
 

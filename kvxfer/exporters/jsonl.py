@@ -1,8 +1,9 @@
 """JSON lines: one interval a line, idle ones too, for who measures and wants records.
 
-A record is ``{"version", "start", "end", "groups", "sources", "pipeline"}``: times in Unix seconds, groups and sources
-with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum, extremes, quantiles) and the
-rates, unrounded; with ``error`` where the connector's own class failed.
+A record is ``{"version", "start", "end", "groups", "sources", "pipeline", "silent"}``: times in Unix seconds, groups
+and sources with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum, extremes,
+quantiles) and the rates, unrounded; with ``error`` where the connector's own class failed. ``silent`` lists the sources
+that were expected to report and did not.
 """
 
 import errno
@@ -16,7 +17,7 @@ import msgspec
 from kvxfer.errors import RecordError
 from kvxfer.interval import Interval, rates
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import plain
+from kvxfer.wire import Source, plain
 
 VERSION: Final = 1
 _START: Final = b'{"version":'
@@ -40,17 +41,21 @@ def as_record(interval: Interval) -> dict[str, Any]:
         "sources": [
             {
                 "connector": view.connector,
-                "source": view.source.id,
-                "host": view.source.host,
-                "pid": view.source.pid,
-                "labels": view.source.labels,
+                **_who(view.source),
+                "state": view.state,
+                "last_seen": view.last_seen,
                 "clock_offset_seconds": view.clock_offset_seconds,
                 **_numbers(view.stats, interval.seconds),
             }
             for view in interval.sources
         ],
         "pipeline": msgspec.to_builtins(interval.pipeline),
+        "silent": [_who(source) for source in interval.silent],
     }
+
+
+def _who(source: Source) -> dict[str, Any]:
+    return {"source": source.id, "host": source.host, "pid": source.pid, "labels": source.labels}
 
 
 def _numbers(stats: KVConnectorStats, seconds: float) -> dict[str, Any]:
