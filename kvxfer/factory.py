@@ -1,7 +1,6 @@
 """From the name of a connector to its class. Nothing is imported until its name is asked for."""
 
 import importlib
-import threading
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import entry_points
@@ -33,7 +32,6 @@ class KVConnectorFactory:
 
     _loaders: ClassVar[dict[str, Callable[[], ConnectorClass]]] = {}
     _classes: ClassVar[dict[str, ConnectorClass]] = {}
-    _lock: ClassVar[threading.Lock] = threading.Lock()
     _searched: ClassVar[bool] = False
 
     @classmethod
@@ -76,14 +74,14 @@ class KVConnectorFactory:
 
     @classmethod
     def _find_entry_points(cls) -> None:
-        """Note what installed packages offer, once: peers may ask for unknown names as often as they like."""
-        with cls._lock:
-            if cls._searched:
-                return
-            for entry in entry_points(group=ENTRY_POINT_GROUP):
-                module, _, attribute = entry.value.partition(":")
-                cls._loaders.setdefault(entry.name, partial(_load, entry.name, module, attribute))
-            cls._searched = True
+        """Note what installed packages offer, once: peers may ask for unknown names as often as they like.
+
+        Of several threads that come at once each finds the same: a lock would stay locked in a child forked meanwhile.
+        """
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            module, _, attribute = entry.value.partition(":")
+            cls._loaders.setdefault(entry.name, partial(_load, entry.name, module, attribute))
+        cls._searched = True
 
 
 def _load(name: str, module_path: str, class_name: str) -> ConnectorClass:
