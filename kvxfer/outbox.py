@@ -176,11 +176,13 @@ class Outbox:
             self._resend_at = now + self._patience
         self._collector = ack.collector
 
-    def tick(self, now: float) -> None:
-        """Send again what is kept, if no acknowledgement came in time."""
-        if self._num_sent and now >= self._resend_at:
-            self._send_again()
-            self._patience = min(2 * self._patience, RESEND_MAX_SECONDS)
+    def tick(self, now: float) -> bool:
+        """Send again what is kept, if no acknowledgement came in time; tell whether it was so."""
+        if not self._num_sent or now < self._resend_at:
+            return False
+        self._send_again()
+        self._patience = min(2 * self._patience, RESEND_MAX_SECONDS)
+        return True
 
     def _send_again(self) -> None:
         self.num_resent += self._num_sent

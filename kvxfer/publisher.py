@@ -94,8 +94,8 @@ class StatsPublisher:
         self._linger = linger
         self._stats: KVConnectorStats | None = None
         self._warned = False
-        _publishers.add(self)
         self._begin()
+        _publishers.add(self)  # last, as a fork meanwhile has nothing to renew in half a publisher
 
     def __repr__(self) -> str:
         """Give connector, endpoint and outbox."""
@@ -126,7 +126,8 @@ class StatsPublisher:
             None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
         )
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
-        self._thread.start()
+        with self._never_harming():  # where no thread can start, what is flushed and closed is sent all the same
+            self._thread.start()
 
     @property
     def stats(self) -> Any:  # noqa: ANN401 - the class of the connector
@@ -194,18 +195,16 @@ class StatsPublisher:
         self._closing = True
         deadline = time.monotonic() + (self._linger if timeout is None else timeout)
         self._wake.set()
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, deadline - time.monotonic()))
         with self._never_harming():
             self._flush()
         with self._lock:
             self._outbox.part()
         self._flush_until(deadline)
         with self._never_harming(), self._lock:
-            sockets, self._sockets = self._sockets, None
-            if sockets is not None:
-                sockets.close(deadline - time.monotonic())
+            self._disconnect(deadline - time.monotonic())
         self._finalizer.cancel()
-        _publishers.discard(self)
         count_publisher(-1)
 
     def __enter__(self) -> "Self":
@@ -273,7 +272,10 @@ class StatsPublisher:
                 for frame in self._sockets.acks():
                     with contextlib.suppress(PeerError):
                         outbox.acknowledge(decode_ack(frame), self._clock.now())
-            outbox.tick(self._clock.now())
+            if outbox.tick(self._clock.now()):
+                # Who holds the other end may be a child that was forked from a collector which is gone, and read
+                # nothing: the heartbeat takes 20 s to notice, a new connection none.
+                self._disconnect(0)
             while (frame_to_send := outbox.next_frame) is not None:
                 if not self._connected().send(frame_to_send):
                     self._num_refused += 1
@@ -285,6 +287,11 @@ class StatsPublisher:
         if self._sockets is None:
             self._sockets = PublisherSockets(self.endpoint, topic(self.source.id))
         return self._sockets
+
+    def _disconnect(self, linger: float) -> None:
+        sockets, self._sockets = self._sockets, None
+        if sockets is not None:
+            sockets.close(linger)
 
     def _wait(self, deadline: float) -> bool:
         """Wait a moment for an answer, the lock free meanwhile; False when time is up."""
@@ -314,13 +321,18 @@ class StatsPublisher:
             self._after_fork()
 
     def _after_fork(self) -> None:
-        """In a child: leave the parent's socket and observations alone and begin as a source of its own."""
-        if self._closing:
-            return
+        """In a child: leave the parent's socket and observations alone and begin as a source of its own.
+
+        One that was closed, or was about to be, stays closed, without the locks that a thread of the parent held.
+        """
         with self._never_harming():
             if self._stats is not None:
                 self._stats.renew()
-        self._abandoned = self._sockets  # the io thread behind them is the parent's: not even closing is safe
+        if self._sockets is not None:
+            _abandoned.append(self._sockets)
+        if self._closing:
+            self._pid, self._lock, self._sockets = os.getpid(), threading.Lock(), None
+            return
         self._begin()
         # multiprocessing clears its finalizers in a forked child, after this.
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
@@ -347,6 +359,9 @@ def _payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-sty
 
 
 _publishers: "Final[weakref.WeakSet[StatsPublisher]]" = weakref.WeakSet()
+
+# In a forked child, for ever: the io thread behind these sockets is the parent's, so not even closing them is safe.
+_abandoned: Final[list[PublisherSockets]] = []
 
 
 def _close(reference: "weakref.ref[StatsPublisher]") -> None:

@@ -208,9 +208,10 @@ def test_what_is_not_acknowledged_in_time_is_sent_again_and_ever_more_seldom() -
         box.flush(now)
     sent_at, now = [], 12.0
     while now < 200.0:
-        box.tick(now)
+        again = box.tick(now)
         if send_all(box, now):
             sent_at.append(now)
+            assert again is (len(sent_at) > 1)
         now += 0.5
     gaps = [later - earlier for earlier, later in itertools.pairwise(sent_at)]
     assert gaps[:5] == [RESEND_SECONDS, 6.0, 12.0, 24.0, RESEND_MAX_SECONDS]

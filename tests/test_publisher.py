@@ -286,3 +286,21 @@ def test_a_flush_interval_that_would_spin_or_never_come_is_said_by_the_construct
 ) -> None:
     with pytest.raises(ConfigError, match="flush_seconds"):
         StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=seconds, linger=0.0).close()
+
+
+def test_where_no_thread_can_start_what_is_flushed_and_closed_is_sent_all_the_same(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        message = f"can't start new thread: {thread.name}"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        worker = publisher(collector)
+    worker.stats.record_transfer(0.001, 0.0001, 1024, 2)
+    assert worker.flush(timeout=10)
+    worker.stats.record_transfer(0.001, 0.0001, 1024, 2)
+    worker.close()
+    assert reduced(collector)["Num successful transfers"] == 2
+    assert "can't start new thread: kvxfer-publisher" in caplog.text

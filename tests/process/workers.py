@@ -1,14 +1,18 @@
 """What worker processes of the tests run; importable by name, as spawned processes need it."""
 
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
 from kvxfer.integrations.pools import flush_worker, setup_worker, worker_stats
 from kvxfer.publisher import StatsPublisher
 
@@ -30,6 +34,27 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "what was waited for did not happen"
         threading.Event().wait(0.01)
+
+
+def in_a_fork(work: Callable[[], None]) -> None:
+    """Run in a plain fork, which is killed if it hangs."""
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def run_script(code: str) -> str:
+    """Run Python of this directory as a program of its own; what it printed."""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=60, stdout=subprocess.PIPE, text=True)
+    return done.stdout
 
 
 def record_into(stats: Any, count: int) -> None:
@@ -120,3 +145,70 @@ def fork_and_exit(endpoint: str, depth: int) -> NoReturn:
     if pid:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     sys.exit(0)
+
+
+def keep_recording(stats: Any, stop: threading.Event, recorded: list[int]) -> None:
+    """Record as fast as possible; ``recorded`` says how many in the end."""
+    count = 0
+    while not stop.is_set():
+        record_into(stats, 10)
+        count += 10
+    recorded.append(count)
+
+
+def fork_under_load(endpoint: str, depth: int) -> NoReturn:
+    """Fork while a thread records and the publisher flushes, so many deep; each process prints what it recorded."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=0.005)
+    pid = 0
+    while pid == 0:
+        stop, recorded = threading.Event(), list[int]()
+        thread = threading.Thread(target=keep_recording, args=(publisher.stats, stop, recorded))
+        thread.start()
+        stop.wait(0.1)
+        pid, depth = os.fork() if depth else -1, depth - 1
+    stop.wait(0.1)
+    stop.set()
+    thread.join()
+    sys.stdout.write(f"{recorded[0]}\n")
+    sys.stdout.flush()
+    if pid > 0:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    sys.exit(0)
+
+
+# --- programs that become another one
+
+
+def become(code: str) -> NoReturn:
+    """Replace this program by another one of this directory."""
+    os.execv(sys.executable, [sys.executable, "-W", "ignore", "-c", code])  # noqa: S606 - no shell is wanted
+
+
+def publish_and_become_another(endpoint: str, ending: str) -> NoReturn:
+    """Flush, record a little more, perhaps close, and become a program that says what it holds and publishes."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600)
+    record_into(publisher.stats, FLUSHED)
+    assert publisher.flush(timeout=20)
+    record_into(publisher.stats, PENDING)
+    if ending == "close":
+        publisher.close(20)
+    become(f"from workers import inherited, publish; print(inherited()); publish({endpoint!r}, 1)")
+
+
+def inherited() -> list[str]:
+    """What the descriptors of this program lead to, without the three of every program."""
+    found = (Path("/proc/self/fd") / str(fd) for fd in range(3, 256))
+    return [str(fd.readlink()) for fd in found if fd.is_symlink()]
+
+
+def collect_and_become_another(endpoint: str, journal: str) -> NoReturn:
+    """Collect, and become a program that collects at the same endpoint, with the same journal, until one row came."""
+    collector = Collector(CollectorConfig(endpoint=endpoint, journal=journal)).start()
+    wait_until(lambda: transfers(collector) == 1)
+    become(f"from workers import collect_two; collect_two({endpoint!r}, {journal!r})")
+
+
+def collect_two(endpoint: str, journal: str) -> None:
+    """Go on where the program before has ended, until another row came."""
+    with Collector(CollectorConfig(endpoint=endpoint, journal=journal)) as collector:
+        wait_until(lambda: transfers(collector) == 2)
