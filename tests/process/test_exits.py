@@ -6,7 +6,16 @@ import time
 from typing import Any
 
 import pytest
-from workers import CONNECTOR, FLUSHED, PENDING, flush_and_stay, publish, run_script, transfers, wait_until
+from workers import (
+    CONNECTOR,
+    FLUSHED,
+    flush_and_stay,
+    publish,
+    publish_beside_a_child,
+    run_script,
+    transfers,
+    wait_until,
+)
 
 from kvxfer.collector import Collector
 from kvxfer.publisher import StatsPublisher
@@ -48,6 +57,18 @@ def test_a_child_delivers_what_its_threads_record_after_its_function_returned(
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_process_in_a_process_delivers_everything_as_its_parent_does(collector: Collector, method: str) -> None:
+    arguments = (method, collector.endpoint, 500)
+    process = multiprocessing.get_context(method).Process(target=publish_beside_a_child, args=arguments)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    collector.stop()
+    assert transfers(collector) == 1500
+    assert collector.snapshot().pipeline.sources["gone"] == 2
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("ending", ["os._exit", "terminate", "kill"])
 def test_a_child_that_ends_without_handlers_delivers_what_it_flushed(
     collector: Collector, method: str, ending: str
@@ -62,7 +83,8 @@ def test_a_child_that_ends_without_handlers_delivers_what_it_flushed(
     process.join(LINGER_AND_MARGIN)
     assert process.exitcode == {"os._exit": 0, "terminate": -signal.SIGTERM, "kill": -signal.SIGKILL}[ending]
     collector.stop()
-    assert FLUSHED <= transfers(collector) <= FLUSHED + PENDING
+    assert transfers(collector) == FLUSHED  # what was recorded after it is lost
+    assert collector.snapshot().pipeline.sources["live"] == 1  # it said no goodbye
 
 
 def test_a_script_that_ends_by_itself_delivers_everything(collector: Collector) -> None:

@@ -1,5 +1,6 @@
 """Worker pools of every kind and start method: everything recorded is collected."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -7,9 +8,24 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
-from workers import CONNECTOR, record, record_and_flush, record_into, set_up_again, stay, transfers, wait_until
+from workers import (
+    CONNECTOR,
+    FLUSHED,
+    PENDING,
+    flush_and_record_more,
+    kill_this_process,
+    record,
+    record_and_flush,
+    record_in_a_pool_of_its_own,
+    record_into,
+    set_up_again,
+    set_up_unhurried,
+    stay,
+    transfers,
+)
 
 from kvxfer.collector import Collector
 from kvxfer.errors import EndpointError, KVXferError, RoleError
@@ -54,16 +70,50 @@ def test_a_pool_whose_workers_are_replaced_delivers_everything(collector: Collec
     assert transfers(collector) == sum(TASKS)
 
 
-def test_a_busy_pool_that_is_terminated_delivers_what_its_tasks_flushed(collector: Collector) -> None:
-    pool = multiprocessing.get_context("fork").Pool(2, setup_worker, (CONNECTOR, collector.endpoint))
-    assert all(pool.map(record_and_flush, TASKS, chunksize=1))
-    wait_until(lambda: transfers(collector) == sum(TASKS))
-    pool.apply_async(stay)
-    pool.apply_async(stay)
-    pool.terminate()
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ending", ["terminate", "with"])
+def test_a_busy_pool_that_is_terminated_delivers_what_its_tasks_flushed_and_loses_the_rest(
+    collector: Collector, method: str, ending: str
+) -> None:
+    context = multiprocessing.get_context(method)
+    busy = context.Semaphore(0)
+    pool = context.Pool(2, set_up_unhurried, (collector.endpoint, busy))
+    with pool if ending == "with" else contextlib.nullcontext():
+        pids = set(pool.map(flush_and_record_more, [FLUSHED] * 2, chunksize=1))
+        for _ in range(2):
+            pool.apply_async(stay)
+        assert all(busy.acquire(timeout=30) for _ in range(2))
+        if ending == "terminate":
+            pool.terminate()
     pool.join()
     collector.stop()
+    # One worker may have taken both tasks: the second flushed what the first had left.
+    assert transfers(collector) == 2 * FLUSHED + (2 - len(pids)) * PENDING
+    assert collector.snapshot().pipeline.sources == {"live": len(pids), "silent": 0, "gone": 0}
+
+
+def test_an_executor_that_a_worker_breaks_delivers_what_was_flushed(collector: Collector) -> None:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(2, mp_context=context, initializer=set_up_unhurried, initargs=(collector.endpoint,))
+    with pool:
+        assert all(pool.map(record_and_flush, TASKS))
+        with pytest.raises(BrokenProcessPool):
+            pool.submit(kill_this_process).result()
+    collector.stop()
     assert transfers(collector) == sum(TASKS)
+
+
+# The forkserver of one process is none for its forked children, hence not every pair.
+@pytest.mark.parametrize(("outer", "inner"), [("fork", "fork"), ("fork", "spawn"), ("spawn", "forkserver")])
+def test_a_pool_in_a_pool_delivers_everything(collector: Collector, outer: str, inner: str) -> None:
+    context = multiprocessing.get_context(outer)
+    initargs = (CONNECTOR, collector.endpoint, {"role": "outer"})
+    with ProcessPoolExecutor(1, mp_context=context, initializer=setup_worker, initargs=initargs) as pool:
+        workers = pool.submit(record_in_a_pool_of_its_own, inner, collector.endpoint, TASKS).result()
+    collector.stop()
+    found = {group.labels["role"]: group.stats.transfer_duration.count for group in collector.snapshot().groups}
+    assert found == {"outer": 2, "inner": sum(TASKS)}
+    assert collector.snapshot().pipeline.sources == {"live": 0, "silent": 0, "gone": 1 + workers}
 
 
 def test_workers_forked_from_a_publishing_process_publish_for_themselves(collector: Collector) -> None:

@@ -1,5 +1,7 @@
 """What worker processes of the tests run; importable by name, as spawned processes need it."""
 
+import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,18 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
-from kvxfer.integrations.pools import flush_worker, setup_worker, worker_stats
+from kvxfer.integrations.pools import _own_publisher, flush_worker, setup_worker, worker_stats
 from kvxfer.publisher import StatsPublisher
 
 CONNECTOR = "NixlConnector"
 FLUSHED = 500
 PENDING = 7
+
+_busy: list[Any] = []
 
 
 def transfers(collector: Collector) -> int:
@@ -85,8 +89,39 @@ def set_up_again(endpoint: str) -> bool:
 
 def stay() -> NoReturn:
     """Be busy until killed."""
+    _busy[-1].release()
     while True:
         threading.Event().wait(60)
+
+
+def record_in_a_pool_of_its_own(method: str, endpoint: str, counts: list[int]) -> int:
+    """Record in this worker, and so often in the workers of a pool that it starts; the number of processes."""
+    record(1)
+    context = multiprocessing.get_context(method)
+    initargs = (CONNECTOR, endpoint, {"role": "inner"})
+    with ProcessPoolExecutor(2, mp_context=context, initializer=setup_worker, initargs=initargs) as pool:
+        pids = set(pool.map(record, counts))
+    record(1)
+    return len(pids - {os.getpid()})
+
+
+def set_up_unhurried(endpoint: str, busy: Any = None) -> None:
+    """Set the worker up so that nothing is sent but what a task flushes; ``busy`` is released by `stay`."""
+    setup_worker(CONNECTOR, endpoint)
+    publisher = _own_publisher()
+    publisher._flush_seconds = publisher._next_flush = math.inf
+    _busy.append(busy)
+
+
+def flush_and_record_more(count: int) -> int:
+    """Flush what is recorded, then record a little that is not; the process."""
+    assert record_and_flush(count)
+    return record(PENDING)
+
+
+def kill_this_process() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 # --- processes
@@ -131,6 +166,17 @@ def flush_and_stay(endpoint: str, flushed: Any, leave: Any) -> None:
     flushed.set()
     leave.wait(60)
     os._exit(0)
+
+
+def publish_beside_a_child(method: str, endpoint: str, count: int) -> None:
+    """Record, start a process that records as much, and return when it has ended."""
+    stats = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600).stats
+    record_into(stats, count)
+    child = multiprocessing.get_context(method).Process(target=publish, args=(endpoint, count))
+    child.start()
+    record_into(stats, count)
+    child.join()
+    assert child.exitcode == 0
 
 
 def fork_and_exit(endpoint: str, depth: int) -> NoReturn:
