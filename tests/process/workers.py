@@ -142,6 +142,23 @@ def publish(endpoint: str, count: int, ending: str = "return", recorded: Any = N
     leave(ending)
 
 
+def publish_until(endpoint: str, heard: Any, stop: Any, recorded: Any) -> None:
+    """Record all the time until told to stop; put how much it was, and how much is not acknowledged.
+
+    ``heard`` is released when a collector has acknowledged the first reports.
+    """
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=0.02, linger=20)
+    count = was_heard = 0
+    while not stop.wait(0.001):
+        record_into(publisher.stats, 10)
+        count += 10
+        if not was_heard and publisher.delivery.unacknowledged < publisher.delivery.reports:
+            was_heard = 1
+            heard.release()
+    publisher.close()
+    recorded.put((count, publisher.delivery.unacknowledged))
+
+
 def record_later(stats: Any, count: int) -> None:
     """Record when the main thread is long back from its function and waits for this one."""
     threading.Event().wait(0.2)  # there is nothing to be seen of it from here
