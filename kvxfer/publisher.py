@@ -1,6 +1,5 @@
 """`StatsPublisher`: the worker's end. Owns the socket, the clock and the thread around an `Outbox`."""
 
-import atexit
 import contextlib
 import logging
 import math
@@ -9,7 +8,6 @@ import platform
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Iterator, Mapping
 from multiprocessing import util as multiprocessing_util
 from types import TracebackType
@@ -20,6 +18,7 @@ import msgspec
 from kvxfer.clock import SteadyClock
 from kvxfer.config import default_endpoint
 from kvxfer.errors import ConfigError, PeerError
+from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Outbox
 from kvxfer.reporting import count_publisher
@@ -95,7 +94,7 @@ class StatsPublisher:
         self._stats: KVConnectorStats | None = None
         self._warned = False
         self._begin()
-        _publishers.add(self)  # last, as a fork meanwhile has nothing to renew in half a publisher
+        watch(self)  # last, as a fork meanwhile has nothing to renew in half a publisher
 
     def __repr__(self) -> str:
         """Give connector, endpoint and outbox."""
@@ -121,10 +120,7 @@ class StatsPublisher:
         self._outbox = Outbox(self.source, self.connector, now)
         self._next_flush = time.monotonic() + self._flush_seconds
         count_publisher(1)
-        # Children of multiprocessing that are forked leave without atexit, and all of them run these.
-        self._finalizer = multiprocessing_util.Finalize(
-            None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
-        )
+        self._finalizer = finalizer(self)
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
         with self._never_harming():  # where no thread can start, what is flushed and closed is sent all the same
             self._thread.start()
@@ -338,9 +334,7 @@ class StatsPublisher:
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
 
     def _finalize_again(self) -> None:
-        self._finalizer = multiprocessing_util.Finalize(
-            None, _close_at_exit, args=(weakref.ref(self),), exitpriority=10
-        )
+        self._finalizer = finalizer(self)
 
 
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
@@ -358,46 +352,5 @@ def _payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-sty
     return payload
 
 
-_publishers: "Final[weakref.WeakSet[StatsPublisher]]" = weakref.WeakSet()
-
 # In a forked child, for ever: the io thread behind these sockets is the parent's, so not even closing them is safe.
 _abandoned: Final[list[PublisherSockets]] = []
-
-
-def _close(reference: "weakref.ref[StatsPublisher]") -> None:
-    publisher = reference()
-    if publisher is not None:
-        publisher.close()
-
-
-def _close_at_exit(reference: "weakref.ref[StatsPublisher]") -> None:
-    """Close at the end of a process of multiprocessing, which runs this before it waits for its threads.
-
-    Those may record still, so one more thread, which is waited for like them, closes after the last of them.
-    """
-    here = (threading.main_thread(), threading.current_thread())
-    others = [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
-    if others:
-        threading.Thread(target=_close_after, args=(others, reference), name="kvxfer-closing").start()
-    else:
-        _close(reference)
-
-
-def _close_after(threads: list[threading.Thread], reference: "weakref.ref[StatsPublisher]") -> None:
-    for thread in threads:
-        thread.join()
-    _close(reference)
-
-
-def _close_all() -> None:
-    for publisher in list(_publishers):
-        publisher.close()
-
-
-def _after_fork_in_child() -> None:
-    for publisher in list(_publishers):
-        publisher._after_fork()
-
-
-atexit.register(_close_all)
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -16,7 +16,7 @@ LAYERS = (
     ("buckets", "histogram", "packing", "distribution", "states", "fields", "rows", "stats", "config"),
     ("connectors", "factory", "wire"),
     ("seqs", "interval", "saved", "sources", "groups", "outbox", "aggregator", "reporting"),
-    ("transport", "journal"),
+    ("transport", "journal", "exits"),
     ("clock", "commits", "publisher", "collector"),
     ("exporters",),
     ("integrations", "workload"),
