@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kvxfer.errors import JournalHeldError
 from kvxfer.journal import Journal
 
 KILLS = 20
@@ -82,3 +83,35 @@ def test_a_process_killed_twenty_times_while_it_commits_leaves_each_commit_whole
         connection = sqlite3.connect(path)
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         connection.close()
+
+
+FORKER = """
+import os, sys
+from kvxfer.journal import Journal
+journal = Journal(sys.argv[1])
+waits, ends = os.pipe()
+pid = os.fork()
+if not pid:
+    os.close(ends)
+    os.read(waits, 1)  # until the parent is gone
+    sys.stdin.read()
+    sys.exit(0)
+os.write(1, b"forked")
+os.read(waits, 1)
+"""
+
+
+def test_a_child_that_outlives_its_killed_parent_does_not_keep_the_journal(tmp_path: Path) -> None:
+    path = tmp_path / "journal.db"
+    command = [sys.executable, "-c", FORKER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdin is not None
+        assert parent.stdout is not None
+        assert parent.stdout.read(6) == b"forked"
+        with pytest.raises(JournalHeldError):
+            Journal(path)
+        os.kill(parent.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, parent.pid, os.WEXITED | os.WNOWAIT)
+        Journal(path).close()  # the child lives until its input ends
+        parent.stdin.close()
+        assert parent.stdout.read() == b""
