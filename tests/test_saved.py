@@ -134,6 +134,20 @@ def test_of_a_connector_that_is_not_registered_here_an_interval_keeps_the_rest(
     assert decode_interval(encoded) == msgspec.structs.replace(written, groups=(), sources=())
 
 
+def test_the_bytes_that_a_large_pool_moved_in_a_month_come_back() -> None:
+    name = f"{OffloadingConnectorStats.prefix}_load_bytes"
+    moved = 100 * 10**9 * 86_400 * 30
+    total = OffloadingConnectorStats()
+    for _ in range(30):
+        day = {"types": {name: "counter"}, "data": {name: {(): moved // 30}}, "rejected": (1 << 53) - 1}
+        total.aggregate(OffloadingConnectorStats(day))
+    saved = save_stats(total)
+    assert saved is not None
+    loaded = load_stats("OffloadingConnector", saved)
+    assert loaded is not None
+    assert loaded.reduce() == {name: moved}
+
+
 class Unwilling(ListStats):
     """Stats of somebody else that cannot be written."""
 
