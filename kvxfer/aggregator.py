@@ -190,7 +190,8 @@ class Aggregator:
         interval = Interval(self._start, now, groups, tuple(views), self.pipeline(now), silent)
         for _, group, stats in open_groups:
             group.totals = self._added(group.totals, stats)
-            group.total_ranks |= group.ranks
+            # Not those that reported, were gone and made room within this interval: nobody would forget them later.
+            group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.stats, group.ranks = None, set()
         self._touched = {}
         self._start = now
