@@ -17,7 +17,7 @@ from kvxfer.clock import SteadyClock
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.errors import KVXferError
-from kvxfer.interval import Exporter, Interval
+from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.transport import CollectorSockets
 from kvxfer.wire import VERSION, Ack, encode_ack
 
@@ -122,7 +122,7 @@ class Collector:
         with self._lock:
             intervals = self._aggregator.tick(now)
         for interval in intervals:
-            self._commits.close_interval(self._completed(interval), now)
+            self._commits.close_interval(self._whole(interval), now)
         if intervals or not self._commits.seconds_left(now):
             self._commit(now)
         for interval in intervals:
@@ -157,7 +157,7 @@ class Collector:
             now = self._clock.now()
             with self._lock:
                 interval = self._aggregator.close_interval(now)
-            self._commits.close_interval(self._completed(interval), now)
+            self._commits.close_interval(self._whole(interval), now)
             self._commit(now)
             self._export(interval)
         finally:
@@ -183,7 +183,7 @@ class Collector:
         self._commits.note(taken, now)
 
     def _export(self, interval: Interval) -> None:
-        interval = self._completed(interval)
+        interval = self._whole(interval)
         for exporter in self._exporters:
             self._guarded(exporter, partial(exporter.export, interval))
 
@@ -197,10 +197,13 @@ class Collector:
                 self._warned.add(id(exporter))
                 logger.exception("%s failed; later failures are only counted", type(exporter).__name__)
 
-    def _completed(self, interval: Interval) -> Interval:
+    def _completed(self, pipeline: Pipeline) -> Pipeline:
+        failed = self._exports_failed, self._commits.failed
+        return msgspec.structs.replace(pipeline, exports_failed=failed[0], commits_failed=failed[1])
+
+    def _whole(self, interval: Interval) -> Interval:
         """The interval with what this side of the aggregator counts."""
-        failed = {"exports_failed": self._exports_failed, "commits_failed": self._commits.failed}
-        return msgspec.structs.replace(interval, pipeline=msgspec.structs.replace(interval.pipeline, **failed))
+        return msgspec.structs.replace(interval, pipeline=self._completed(interval.pipeline))
 
     def pipeline(self) -> Pipeline:
         """What the pipeline has counted of itself so far; cheaper than a whole snapshot."""
@@ -211,4 +214,4 @@ class Collector:
         """All that was taken since this collector, or the first of its journal, started, as an interval of copies."""
         with self._lock:
             snapshot = self._aggregator.snapshot(self._clock.now())
-        return self._completed(snapshot)
+        return self._whole(snapshot)
