@@ -162,7 +162,9 @@ class Sender:
 
     def _deliver(self) -> None:
         for frame in self._sockets.acks():
-            self._by_id[frame.partition(b"\0")[0].decode()].acknowledge(decode_ack(frame), time.time())
+            outbox = self._by_id.get(frame.partition(b"\0")[0].decode())
+            if outbox is not None:  # what they have in common, to which we listen, is answered too
+                outbox.acknowledge(decode_ack(frame), time.time())
         for outbox in self._by_id.values():
             outbox.tick(time.time())
             while (frame_to_send := outbox.next_frame) is not None:
