@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.harness import MODULES, measure, run_case, table, versions
 
-COMMANDS = ("faults",)
+COMMANDS = ("faults", "fuzz")
 """What measures nothing beside a peer, and takes arguments of its own."""
 
 

@@ -7,17 +7,27 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 import contextlib
 from collections import Counter as Tally
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvxfer.config import CollectorConfig
-from kvxfer.errors import ConfigError, ImplausibleError, KVXferError, PeerError, UnknownConnectorError
+from kvxfer.errors import (
+    ConfigError,
+    ImplausibleError,
+    JournalError,
+    KVXferError,
+    PeerError,
+    UnknownConnectorError,
+)
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import Report, decode, decode_payload, source_of_topic
+from kvxfer.wire import Goodbye, Report, decode, decode_payload, source_of_topic
+
+_MOST: Final = 1 << 62
+"""Where counts that peers tell us end: what no int of msgpack holds could not be saved."""
 
 
 class Place(NamedTuple):
@@ -54,6 +64,8 @@ class Aggregator:
         self._groups = Groups(config)
         self._received = self._duplicate = self._rejected_observations = self._cut = 0
         self._rejected: Tally[str] = Tally()
+        # Reports that an earlier collector took, of connectors that are not registered here.
+        self._carried: list[bytes] = []
 
     def __repr__(self) -> str:
         """Give the counts."""
@@ -67,6 +79,7 @@ class Aggregator:
 
     def feed(self, frame: bytes, now: float) -> bool:
         """Take one frame of a peer, whatever is in it; whether it changed what is to be kept."""
+        message: Report | Goodbye | None = None
         try:
             message = decode(frame)
             if isinstance(message, Report):
@@ -74,9 +87,28 @@ class Aggregator:
             self.sources.part(message, now)
         except KVXferError as error:
             self._rejected[_cause(error)] += 1
-            return False
+            # Its publisher keeps what is of an unknown connector, until a collector comes that knows it.
+            is_kept = isinstance(error, UnknownConnectorError)
+            return isinstance(message, Report) and not is_kept and self._settle(message, now)
         else:
             return True
+
+    def _settle(self, report: Report, now: float) -> bool:
+        """Take the number of a report that cannot be read, or its publisher would send it for ever."""
+        known = self.sources.get(report.source)
+        if known is not None:
+            self.sources.take(known, report, now)
+        return known is not None
+
+    def replay(self, frame: bytes, now: float) -> None:
+        """Take a frame that an earlier collector took; what no class here opens is carried on, its number is taken."""
+        if self.feed(frame, now):
+            return
+        with contextlib.suppress(KVXferError):
+            report = decode(frame)
+            if isinstance(report, Report) and self.sources.take(self._admitted(report, now), report, now):
+                self._received += 1
+                self._carried.append(frame)
 
     def subscribed(self, subscription: bytes) -> None:
         """Take the topic that a peer listens to from now on."""
@@ -89,29 +121,25 @@ class Aggregator:
             self.sources.take(known, report, now)
             self._duplicate += 1
             return False
-        stats = self._opened(report, known, now)  # first, since what cannot be read makes no source known
-        known = self.sources.admit(report.source, now)
-        self._forget_evicted()
+        stats = _open(report)  # first, since what cannot be read makes no source known
+        known = self._admitted(report, now)
         self.sources.take(known, report, now)
         known.clock_offset = now - report.end
         self._received += 1
-        self._cut += report.cut
-        with _class_of_somebody_else():
-            self._rejected_observations += stats.num_rejected()
-            if not stats.is_empty():
-                self._merge(report, known, stats)
+        self._count_in(report, known, stats)
         return True
 
-    def _opened(self, report: Report, known: KnownSource | None, now: float) -> KVConnectorStats:
-        """The stats in a report. One that is unreadable is settled, or its publisher would send it for ever."""
-        try:
-            return _open(report)
-        except UnknownConnectorError:
-            raise  # its publisher keeps it until a collector comes that knows the connector
-        except KVXferError:
-            if known is not None:
-                self.sources.take(known, report, now)
-            raise
+    def _admitted(self, report: Report, now: float) -> KnownSource:
+        known = self.sources.admit(report.source, now)
+        self._forget_evicted()
+        return known
+
+    def _count_in(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
+        self._cut = min(self._cut + report.cut, _MOST)
+        with _class_of_somebody_else():
+            self._rejected_observations = min(self._rejected_observations + stats.num_rejected(), _MOST)
+            if not stats.is_empty():
+                self._merge(report, known, stats)
 
     def _merge(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
         group = self._groups.of(known.source, report.connector)
@@ -162,7 +190,8 @@ class Aggregator:
         interval = Interval(self._start, now, groups, tuple(views), self.pipeline(now), silent)
         for _, group, stats in open_groups:
             group.totals = self._added(group.totals, stats)
-            group.total_ranks |= group.ranks
+            # Not those that reported, were gone and made room within this interval: nobody would forget them later.
+            group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.stats, group.ranks = None, set()
         self._touched = {}
         self._start = now
@@ -240,6 +269,7 @@ class Aggregator:
                 self.sources.num_lost,
                 self._cut,
                 self._rejected_observations,
+                self._carried,
             )
         )
 
@@ -264,6 +294,14 @@ class Aggregator:
                 f" {','.join(self._config.group_by) or 'nothing'}: group as before, or name another journal"
             )
             raise ConfigError(message)
+        try:
+            with _class_of_somebody_else():
+                self._restore(state)
+        except KVXferError as error:
+            message = f"the saved state cannot be used: {error}"
+            raise JournalError(message) from error
+
+    def _restore(self, state: SavedState) -> None:
         self._begin, self._start, self.due = state.begin, state.start, state.due
         self._received, self._cut, self._rejected_observations = (
             state.received,
@@ -276,6 +314,23 @@ class Aggregator:
             self._viewed |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.stats)}
             self._touched |= {Place(known.encoded, connector): known for connector in known.stats}
         self._groups.restore(state.groups, [source.encoded for source in state.sources])
+        for frame in state.carried:
+            try:
+                self._restore_carried(frame)
+            except KVXferError:  # still no class here opens it
+                self._carried.append(frame)
+
+    def _restore_carried(self, frame: bytes) -> None:
+        report = decode(frame)
+        if isinstance(report, Report):
+            stats = _open(report)
+            self._count_in(report, self._admitted(report, self._start), stats)
+
+    def resume(self, now: float) -> None:
+        """Go on at ``now`` with what was restored: nobody was silent meanwhile, and no clock turned back stops it."""
+        self.sources.greet(now)
+        self._begin, self._start = min(self._begin, now), min(self._start, now)
+        self.due = min(self.due, now + self._config.interval_seconds)
 
 
 def _open(report: Report) -> KVConnectorStats:

@@ -16,7 +16,7 @@ import msgspec
 from kvxfer.clock import SteadyClock
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
-from kvxfer.errors import EndpointError
+from kvxfer.errors import KVXferError
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.transport import CollectorSockets
 from kvxfer.wire import VERSION, Ack, encode_ack
@@ -52,13 +52,14 @@ class Collector:
         """New with each start: publishers send to a collector that they did not know what none has acknowledged."""
         self._clock = SteadyClock()
         self._lock = threading.Lock()
-        self._commits = Commits(self.config, self._lock, self._clock.now())
-        self._aggregator = self._commits.aggregator
+        # The endpoint first: that it is taken says more than that the journal is, which belongs to it.
+        self._sockets = CollectorSockets(endpoint, private=endpoint == private_endpoint())
         try:
-            self._sockets = CollectorSockets(endpoint, private=endpoint == private_endpoint())
-        except EndpointError:
-            self._commits.close()
+            self._commits = Commits(self.config, self._lock, self._clock.now())
+        except KVXferError:
+            self._sockets.close()
             raise
+        self._aggregator = self._commits.aggregator
         self.endpoint = self._sockets.endpoint
         self._exporters = tuple(exporters)
         self._exports_failed = 0
@@ -121,7 +122,7 @@ class Collector:
         with self._lock:
             intervals = self._aggregator.tick(now)
         for interval in intervals:
-            self._commits.close_interval(interval, now)
+            self._commits.close_interval(self._whole(interval), now)
         if intervals or not self._commits.seconds_left(now):
             self._commit(now)
         for interval in intervals:
@@ -156,7 +157,7 @@ class Collector:
             now = self._clock.now()
             with self._lock:
                 interval = self._aggregator.close_interval(now)
-            self._commits.close_interval(interval, now)
+            self._commits.close_interval(self._whole(interval), now)
             self._commit(now)
             self._export(interval)
         finally:
@@ -182,7 +183,7 @@ class Collector:
         self._commits.note(taken, now)
 
     def _export(self, interval: Interval) -> None:
-        interval = msgspec.structs.replace(interval, pipeline=self._completed(interval.pipeline))
+        interval = self._whole(interval)
         for exporter in self._exporters:
             self._guarded(exporter, partial(exporter.export, interval))
 
@@ -200,6 +201,10 @@ class Collector:
         failed = self._exports_failed, self._commits.failed
         return msgspec.structs.replace(pipeline, exports_failed=failed[0], commits_failed=failed[1])
 
+    def _whole(self, interval: Interval) -> Interval:
+        """The interval with what this side of the aggregator counts."""
+        return msgspec.structs.replace(interval, pipeline=self._completed(interval.pipeline))
+
     def pipeline(self) -> Pipeline:
         """What the pipeline has counted of itself so far; cheaper than a whole snapshot."""
         with self._lock:
@@ -209,4 +214,4 @@ class Collector:
         """All that was taken since this collector, or the first of its journal, started, as an interval of copies."""
         with self._lock:
             snapshot = self._aggregator.snapshot(self._clock.now())
-        return msgspec.structs.replace(snapshot, pipeline=self._completed(snapshot.pipeline))
+        return self._whole(snapshot)

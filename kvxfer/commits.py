@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
-from kvxfer.errors import ConfigError, JournalError
+from kvxfer.errors import ConfigError, JournalError, JournalHeldError
 from kvxfer.interval import Interval
 from kvxfer.saved import Batch, SavedInterval, encode_interval
 
@@ -62,7 +62,7 @@ class Commits:
             self._open(config.journal, now)
 
     def _open(self, path: str, now: float) -> None:
-        from kvxfer.journal import Journal, JournalHeldError  # noqa: PLC0415 - sqlite3, only where it is used
+        from kvxfer.journal import Journal  # noqa: PLC0415 - sqlite3, only where it is used
 
         try:
             self._journal = Journal(path)
@@ -74,17 +74,25 @@ class Commits:
             self._fail(error, now)
             self.close()  # it stays as it is, for who wants to know what is in it
             self.aggregator = Aggregator(self._config, now)
-        self.aggregator.sources.greet(now)
+        self.aggregator.resume(now)
 
     def _restore(self, journal: "Journal") -> None:
-        state, self._counts = journal.saved()
-        if state:
-            self.aggregator.restore(state)
-        for batch in journal.log():
-            for frame in batch.frames:
-                self.aggregator.feed(frame, batch.now)
-        if self._counts:
-            self.aggregator.restore_counts(self._counts)
+        (state, self._counts), log = journal.saved(), list(journal.log())
+        self._log_bytes = sum(len(frame) for batch in log for frame in batch.frames)
+        try:
+            if state:
+                self.aggregator.restore(state)
+            for batch in log:
+                for frame in batch.frames:
+                    self.aggregator.replay(frame, batch.now)
+            if self._counts:
+                self.aggregator.restore_counts(self._counts)
+        except ConfigError as error:
+            message = f"{journal.path}: {error}"
+            raise ConfigError(message) from error
+        except JournalError as error:
+            message = f"{journal.path}: {error}: move it away, or name another file"
+            raise JournalError(message) from error
 
     @property
     def is_durable(self) -> bool:

@@ -1,8 +1,10 @@
 """How things are configured: vLLM's KV transfer config, and what a collector takes. Values only; nothing is opened."""
 
 import os
+import re
 import tempfile
 import uuid
+from hashlib import blake2s
 from pathlib import Path
 from typing import Any, Final
 
@@ -111,6 +113,10 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 < self.silent_seconds <= self.gone_seconds:
             message = f"0 < silent_seconds <= gone_seconds, got {self.silent_seconds}, {self.gone_seconds}"
             raise ConfigError(message)
+        if not self.retention_seconds >= 0 or self.max_journal_bytes < 0:
+            sizes = f"{self.retention_seconds}, {self.max_journal_bytes}"
+            message = f"retention_seconds >= 0 and max_journal_bytes >= 0, got {sizes}"
+            raise ConfigError(message)
 
 
 def default_endpoint() -> str:
@@ -123,3 +129,31 @@ def private_endpoint() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     directory = Path(runtime) / "kvxfer" if runtime else Path(tempfile.gettempdir()) / f"kvxfer-{os.getuid()}"
     return f"ipc://{directory / 'collector.ipc'}"
+
+
+def default_journal(endpoint: str) -> str | None:
+    """The journal of an endpoint, below ``XDG_STATE_HOME`` or ``~/.local/state``.
+
+    ``tcp-127.0.0.1-5555.db``, or the name of the ipc path and a hash of all of it; None for a port that is any free
+    one, since the next start has another.
+    """
+    if endpoint.endswith(":*"):
+        return None
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # The specification takes a relative path for none.
+    directory = Path(state) if Path(state).is_absolute() else _home() / ".local" / "state"
+    return str(directory / "kvxfer" / f"{_file_name(endpoint)}.db")
+
+
+def _home() -> Path:
+    """The home of this user; of one that has none the root, which takes no file of most."""
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - pathlib raises where there is none
+    return home if home.is_absolute() else Path("/")
+
+
+def _file_name(endpoint: str) -> str:
+    kind, _, rest = endpoint.partition("://")
+    if kind == "ipc":
+        path = os.path.abspath(rest)  # noqa: PTH100 - links are not followed: the path is the endpoint's name
+        kind, rest = Path(path).stem, blake2s(path.encode(), digest_size=4).hexdigest()
+    return re.sub(r"[^\w.]+", "-", f"{kind}-{rest}", flags=re.ASCII)

@@ -40,7 +40,11 @@ class RecordError(KVXferError, ValueError):
 
 
 class JournalError(KVXferError, OSError):
-    """A journal that cannot be used: another collector's, no journal, or not to be written; names the file."""
+    """A journal that cannot be used: no journal, not to be read, or not to be written; names the file."""
+
+
+class JournalHeldError(JournalError):
+    """A journal that another collector writes."""
 
 
 class PeerError(KVXferError):

@@ -41,8 +41,8 @@ class Groups:
         """Know none."""
         self._config = config
         self.by_key: dict[GroupKey, KnownGroup] = {}
-        # What an earlier collector knew of connectors that are not registered here.
-        self._carried: list[SavedGroup] = []
+        # What an earlier collector knew of connectors that are not registered here, and the ranks of it.
+        self._carried: list[tuple[SavedGroup, KnownGroup]] = []
 
     def of(self, source: Source, connector: str) -> KnownGroup:
         """The group that a source's stats of a connector belong to."""
@@ -58,33 +58,52 @@ class Groups:
 
     def forget(self, encoded: bytes) -> None:
         """Take a source out of the ranks; what it reported stays."""
-        for group in self.by_key.values():
+        for group in (*self.by_key.values(), *(ranks for _, ranks in self._carried)):
             group.total_ranks.discard(encoded)
 
     # --- kept over a restart
 
     def save(self, positions: dict[bytes, int]) -> list[SavedGroup]:
         """All groups; ``positions`` numbers the sources."""
-        return [_saved(key, group, positions) for key, group in self.by_key.items()] + self._carried
+        groups = [_saved(key, group, positions) for key, group in self.by_key.items()]
+        carried = [
+            SavedGroup(group.connector, group.labels, group.stats, group.totals, *_numbered(known, positions))
+            for group, known in self._carried
+        ]
+        return groups + carried
 
     def restore(self, saved: list[SavedGroup], sources: list[bytes]) -> None:
         """Go on from saved groups; ``sources`` are those whose positions they hold."""
         for group in saved:
             payloads = (group.stats, group.totals)
-            parts = [None if part == NOTHING else load_stats(group.connector, part) for part in payloads]
-            if any(part is None and payload != NOTHING for part, payload in zip(parts, payloads, strict=True)):
-                self._carried.append(group)
-                continue
-            known = self.by_key.setdefault(GroupKey(group.connector, group.labels), KnownGroup())
-            known.stats, known.totals = parts
-            known.ranks = {sources[number] for number in group.ranks}
-            known.total_ranks = {sources[number] for number in group.total_ranks}
+            stats, totals = (None if part == NOTHING else load_stats(group.connector, part) for part in payloads)
+            is_read = (stats is None, totals is None) == (group.stats == NOTHING, group.totals == NOTHING)
+            known = KnownGroup()
+            if is_read:
+                known = self.by_key.setdefault(GroupKey(group.connector, group.labels), known)
+                # A group is saved twice where its connector was registered after what was saved before had been read.
+                known.stats, known.totals = _sum(known.stats, stats), _sum(known.totals, totals)
+            else:
+                self._carried.append((group, known))
+            known.ranks |= {sources[number] for number in group.ranks}
+            known.total_ranks |= {sources[number] for number in group.total_ranks}
+
+
+def _sum(one: "KVConnectorStats | None", other: "KVConnectorStats | None") -> "KVConnectorStats | None":
+    if one is None or other is None:
+        return other if one is None else one
+    return one.aggregate(other)
 
 
 def _saved(key: GroupKey, group: KnownGroup, positions: dict[bytes, int]) -> SavedGroup:
     stats, totals = (NOTHING if part is None else save_stats(part) or NOTHING for part in (group.stats, group.totals))
+    return SavedGroup(key.connector, key.labels, stats, totals, *_numbered(group, positions))
+
+
+def _numbered(group: KnownGroup, positions: dict[bytes, int]) -> tuple[list[int], list[int]]:
+    """The ranks by the positions of their sources, those that are known still."""
     ranks, total_ranks = (
         sorted(positions[encoded] for encoded in ranks if encoded in positions)
         for ranks in (group.ranks, group.total_ranks)
     )
-    return SavedGroup(key.connector, key.labels, stats, totals, ranks, total_ranks)
+    return ranks, total_ranks

@@ -4,11 +4,13 @@ It holds the last saved state, the frames that came after it, in the order and w
 the counts of what is in no frame, and the closed intervals. A commit is one transaction that appends the frames of a
 second: what they say is not encoded again, and a restarted collector takes them by the way they came the first time.
 When an interval closes, state and interval are written and the frames go, in one transaction too. Bytes in, bytes out:
-nothing here knows what is in them.
+nothing here knows what is in them; each begins with its checksum, since SQLite has none and a flipped bit is no count.
 """
 
+import contextlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,17 +18,17 @@ from typing import Any, Final
 
 import msgspec
 
-from kvxfer.errors import JournalError
+from kvxfer.errors import JournalError, JournalHeldError
 from kvxfer.saved import Batch, SavedInterval
 from kvxfer.transport import lock_file, release_file
 
 APPLICATION_ID: Final = 0x6B767866  # "kvxf", so that no other program's file is written over
 
-_MIGRATIONS: Final = (
+MIGRATIONS: Final = (
     """
     CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), saved BLOB NOT NULL);
     CREATE TABLE counts (id INTEGER PRIMARY KEY CHECK (id = 1), saved BLOB NOT NULL);
-    CREATE TABLE log (id INTEGER PRIMARY KEY, now REAL NOT NULL, frames BLOB NOT NULL);
+    CREATE TABLE log (id INTEGER PRIMARY KEY, batch BLOB NOT NULL);
     CREATE TABLE interval (id INTEGER PRIMARY KEY, start REAL NOT NULL, end REAL NOT NULL, saved BLOB NOT NULL);
     CREATE INDEX interval_end ON interval (end);
     """,
@@ -34,29 +36,26 @@ _MIGRATIONS: Final = (
 """The script that leads to each version of the schema from the one before; version 1 is the first."""
 
 _PRUNED_AT_ONCE: Final = 64  # intervals: a smaller bound or retention takes effect over some minutes
-_frames: Final = msgspec.msgpack.Decoder(list[bytes])
+_MAX_IDLE_WAL_BYTES: Final = 16 << 20  # one large state does not leave its size behind for good
+_batches: Final = msgspec.msgpack.Decoder(Batch)
 
 
 class Journal:
-    """One file, one collector: raises `JournalError` where another one holds it, or it is not to be used.
+    """One file, one collector: `JournalHeldError` where another one holds it, `JournalError` if it is not to be used.
 
     Every call is one transaction: after a SIGKILL at any point the file holds all of it or nothing. SQLite writes
     ahead and does not wait for the disk (WAL, synchronous NORMAL): what the machine itself loses when its power fails
-    is the last commits, never the file. Mode 0600.
+    is the last commits, never the file. Mode 0600. A `History` may be read beside it.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, migrations: Sequence[str] = MIGRATIONS) -> None:
         """Open the journal, or make one."""
         self.path = Path(path)
         self._lock = self._locked()
         try:
-            self._connection = self._open()
-        except sqlite3.Error as error:
-            self._release()
-            message = f"{self.path} cannot be used as journal: {error}: name another file, or move this one away"
-            raise JournalError(message) from error
-        except JournalError:
-            self._release()
+            self._connection = self._open(migrations)
+        except BaseException:
+            release_file(self._lock)
             raise
 
     def __repr__(self) -> str:
@@ -65,40 +64,41 @@ class Journal:
 
     def _locked(self) -> int:
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return lock_file(Path(f"{self.path}.lock"))
+            # The file itself, whichever name leads to it; its own descriptors are SQLite's alone.
+            path = Path(f"{os.path.realpath(self.path)}.lock")
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return lock_file(path)
         except BlockingIOError as error:
             message = f"{self.path} is another collector's journal: stop it, or name another file"
             raise JournalHeldError(message) from error
-        except OSError as error:
-            message = f"{self.path} cannot be used as journal: {error.strerror}: name another file"
-            raise JournalError(message) from error
+        except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+            raise self._unusable(error) from error
 
-    def _open(self) -> sqlite3.Connection:
-        if not self.path.exists():
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        # The loop's thread is not the one that makes it; only one thread uses it at a time.
-        connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None, check_same_thread=False)
+    def _open(self, migrations: Sequence[str]) -> sqlite3.Connection:
         try:
-            self._check(connection)
+            if not self.path.exists():
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # The loop's thread is not the one that makes it; only one thread uses it at a time.
+            connection = sqlite3.connect(self.path, timeout=1.0, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise self._unusable(error) from error
+        try:
+            _check(connection, self.path, len(migrations))
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            _migrate(connection)
-        except (sqlite3.Error, JournalError):
+            connection.execute(f"PRAGMA journal_size_limit = {_MAX_IDLE_WAL_BYTES}")
+            _migrate(connection, migrations)
+        except sqlite3.Error as error:
+            connection.close()
+            raise self._unusable(error) from error
+        except JournalError:
             connection.close()
             raise
         return connection
 
-    def _check(self, connection: sqlite3.Connection) -> None:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if tables and application != APPLICATION_ID:
-            message = f"{self.path} is no journal of kvxfer: name another file"
-            raise JournalError(message)
-        if version > len(_MIGRATIONS):
-            message = f"{self.path} has version {version}, this kvxfer knows {len(_MIGRATIONS)}: upgrade kvxfer"
-            raise JournalError(message)
+    def _unusable(self, error: Exception) -> JournalError:
+        reason = getattr(error, "strerror", None) or error
+        return JournalError(f"{self.path} cannot be used as journal: {reason}: name another file, or move it away")
 
     def close(self) -> None:
         """Close the file and give it free."""
@@ -107,19 +107,16 @@ class Journal:
         except sqlite3.Error as error:  # what was committed is there all the same
             raise self._failure(error) from error
         finally:
-            self._release()
-
-    def _release(self) -> None:
-        release_file(self._lock)
+            release_file(self._lock)
 
     # --- writing
 
     def append(self, batches: Sequence[Batch], counts: bytes) -> None:
         """Commit batches of frames, and counts; raises `JournalError` with nothing changed."""
-        rows = [(batch.now, msgspec.msgpack.encode(batch.frames)) for batch in batches]
+        rows = [(_sealed(msgspec.msgpack.encode(batch)),) for batch in batches]
         with self._transaction() as connection:
-            connection.executemany("INSERT INTO log (now, frames) VALUES (?, ?)", rows)
-            connection.execute("INSERT OR REPLACE INTO counts (id, saved) VALUES (1, ?)", (counts,))
+            connection.executemany("INSERT INTO log (batch) VALUES (?)", rows)
+            connection.execute("INSERT OR REPLACE INTO counts (id, saved) VALUES (1, ?)", (_sealed(counts),))
 
     def save(self, state: bytes, counts: bytes, interval: SavedInterval | None = None) -> None:
         """Commit a state, in which all frames so far are, counts, and the interval that was closed, if one was.
@@ -127,11 +124,12 @@ class Journal:
         Raises `JournalError` with nothing changed.
         """
         with self._transaction() as connection:
-            connection.execute("INSERT OR REPLACE INTO state (id, saved) VALUES (1, ?)", (state,))
-            connection.execute("INSERT OR REPLACE INTO counts (id, saved) VALUES (1, ?)", (counts,))
+            connection.execute("INSERT OR REPLACE INTO state (id, saved) VALUES (1, ?)", (_sealed(state),))
+            connection.execute("INSERT OR REPLACE INTO counts (id, saved) VALUES (1, ?)", (_sealed(counts),))
             connection.execute("DELETE FROM log")
             if interval is not None:
-                connection.execute("INSERT INTO interval (start, end, saved) VALUES (?, ?, ?)", interval)
+                row = (interval.start, interval.end, _sealed(interval.saved))
+                connection.execute("INSERT INTO interval (start, end, saved) VALUES (?, ?, ?)", row)
 
     def prune(self, before: float, max_bytes: int) -> None:
         """Remove intervals that ended before, and the oldest while the file is larger; raises `JournalError`."""
@@ -148,20 +146,19 @@ class Journal:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-            except BaseException:
-                # SQLite has rolled back by itself where the disk is full.
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            raise self._failure(error) from error
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as error:
+            # SQLite has rolled back by itself where the disk is full.
+            if connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise self._failure(error) from error
+            raise
 
     def _failure(self, error: sqlite3.Error) -> JournalError:
         return JournalError(f"{self.path} cannot be written: {error}: free the disk, or name another file")
@@ -171,41 +168,81 @@ class Journal:
     def saved(self) -> tuple[bytes, bytes]:
         """The last saved state and the last counts, each empty where there is none; raises `JournalError`."""
         state, counts = self._read("SELECT saved FROM state"), self._read("SELECT saved FROM counts")
-        return state[0][0] if state else b"", counts[0][0] if counts else b""
+        return state[0] if state else b"", counts[0] if counts else b""
 
     def log(self) -> Iterator[Batch]:
         """The frames that came after it, in their order; raises `JournalError`."""
-        for now, frames in self._read("SELECT now, frames FROM log ORDER BY id"):
+        for batch in self._read("SELECT batch FROM log ORDER BY id"):
             try:
-                yield Batch(now, _frames.decode(frames))
+                yield _batches.decode(batch)
             except msgspec.MsgspecError as error:
-                message = f"{self.path} has frames that cannot be read: {error}: move it away, or name another file"
-                raise JournalError(message) from error
+                raise _unreadable(self.path, error) from error
 
     def intervals(self, start: float, end: float) -> list[bytes]:
         """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
-        query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end"
-        return [saved for (saved,) in self._read(query, (start, end))]
+        return _intervals(self._connection, self.path, start, end)
 
-    def _read(self, query: str, arguments: tuple[float, ...] = ()) -> list[Any]:
+    def _read(self, query: str) -> list[bytes]:
+        return _rows(self._connection, self.path, query)
+
+
+class History:
+    """The intervals of a journal, to be read, also beside the collector that writes it.
+
+    Raises `JournalError` for a file that is none, or of another version: its collector brings it up to this one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open the file, which must be there."""
+        self.path = Path(path)
         try:
-            return self._connection.execute(query, arguments).fetchall()
+            self._connection = sqlite3.connect(
+                f"{self.path.absolute().as_uri()}?mode=ro", uri=True, timeout=1.0, isolation_level=None
+            )
+        except (ValueError, sqlite3.Error) as error:
+            raise _unreadable(self.path, error) from error
+        try:
+            _check(self._connection, self.path, len(MIGRATIONS), is_history=True)
         except sqlite3.Error as error:
-            message = f"{self.path} cannot be read: {error}: move it away, or name another file"
-            raise JournalError(message) from error
+            self.close()
+            raise _unreadable(self.path, error) from error
+        except JournalError:
+            self.close()
+            raise
+
+    def intervals(self, start: float, end: float) -> list[bytes]:
+        """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
+        return _intervals(self._connection, self.path, start, end)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
 
 
-class JournalHeldError(JournalError):
-    """A journal that another collector writes."""
+def _check(connection: sqlite3.Connection, path: Path, newest: int, *, is_history: bool = False) -> None:
+    """Raise `JournalError` for a file that is no journal, or one that this version does not know."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    is_new = not (tables or application or version)
+    if application != APPLICATION_ID and (is_history or not is_new):
+        message = f"{path} is no journal of kvxfer: name another file"
+        raise JournalError(message)
+    if not 0 <= version <= newest:
+        message = f"{path} has version {version}, this kvxfer knows {newest}: upgrade kvxfer"
+        raise JournalError(message)
+    if is_history and version < newest:
+        message = f"{path} has version {version}, this kvxfer reads {newest}: collect with this kvxfer once"
+        raise JournalError(message)
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     """Bring an older schema, or none, to the newest version, all in one transaction."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == len(_MIGRATIONS):
+    if version == len(migrations):
         return
-    script = "".join(_MIGRATIONS[version:])
-    marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(_MIGRATIONS)};"
+    script = "".join(migrations[version:])
+    marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {len(migrations)};"
     connection.executescript(f"BEGIN IMMEDIATE; {script} {marks} COMMIT;")
 
 
@@ -214,3 +251,33 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
         connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "freelist_count", "page_size")
     )
     return int((pages - free) * size)
+
+
+def _intervals(connection: sqlite3.Connection, path: Path, start: float, end: float) -> list[bytes]:
+    query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end"
+    return _rows(connection, path, query, (start, end))
+
+
+def _rows(connection: sqlite3.Connection, path: Path, query: str, arguments: tuple[Any, ...] = ()) -> list[bytes]:
+    """The blobs that a query finds, without their checksums."""
+    try:
+        return [_unsealed(blob) for (blob,) in connection.execute(query, arguments)]
+    except (sqlite3.Error, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> JournalError:
+    return JournalError(f"{path} cannot be read: {error}: move it away, or name another file")
+
+
+def _sealed(blob: bytes) -> bytes:
+    return zlib.crc32(blob).to_bytes(4, "little") + blob
+
+
+def _unsealed(blob: bytes) -> bytes:
+    """The blob behind its checksum; ValueError where that does not fit."""
+    bare = blob[4:]
+    if blob[:4] != zlib.crc32(bare).to_bytes(4, "little"):
+        message = "bytes of it have changed"
+        raise ValueError(message)
+    return bare

@@ -79,6 +79,8 @@ class SavedState(msgspec.Struct, array_like=True):
     lost: int
     cut: int
     rejected_observations: int
+    carried: list[bytes] = []
+    """Reports whose numbers are taken, and that no class here could open."""
 
 
 class _SavedGroupOfInterval(msgspec.Struct, array_like=True):

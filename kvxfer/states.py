@@ -94,8 +94,10 @@ class CounterState:
 
     def _add(self, value: float) -> None:
         number = as_number(value)
-        # Beyond 2**53 a float counts no longer by one: nothing real is that large in one step.
-        if number is not None and 0 <= number <= _LARGEST_STEP:
+        # Beyond 2**53 a float counts no longer by one: nothing real is that large in one step. The bytes that a pool
+        # moved in some weeks are, when their total is read again, as an int.
+        largest = BEYOND_INT if type(number) is int else _LARGEST_STEP
+        if number is not None and 0 <= number <= largest:
             self._value += number
         else:
             self.rejected += 1

@@ -226,7 +226,7 @@ class CollectorSockets:
         self._pub.close(int(linger * 1000))
         self._context.term()
         if self._lock is not None:
-            # A forked child holds the same lock and listens on the same path: let go of both for all.
+            # A forked child listens on the same path: let go of it for all.
             for path in self._bound:
                 path.unlink(missing_ok=True)
             release_file(self._lock)
@@ -237,6 +237,9 @@ class _PortTakenError(Exception):
     """The port after a free one is taken."""
 
 
+_locks: Final[set[int]] = set()
+
+
 def lock_file(path: Path) -> int:
     """Lock a file for this process, which holds it by the descriptor; BlockingIOError where another one does."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -245,13 +248,25 @@ def lock_file(path: Path) -> int:
     except OSError:
         os.close(lock)
         raise
+    _locks.add(lock)
     return lock
 
 
 def release_file(lock: int) -> None:
-    """Give a locked file free, whatever forked child still holds it."""
-    fcntl.flock(lock, fcntl.LOCK_UN)
-    os.close(lock)
+    """Give a locked file free; in a forked child, which does not hold it, do nothing."""
+    if lock in _locks:
+        _locks.remove(lock)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        os.close(lock)
+
+
+def _forget_locks() -> None:
+    """In a forked child: a process that outlives its parent does not keep what that had locked."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _lock_path(path: Path, *, private: bool) -> int:
@@ -273,7 +288,7 @@ def _lock_path(path: Path, *, private: bool) -> int:
         for socket_path in (path, Path(f"{path}{ACK_SUFFIX}")):
             _remove_stale(socket_path)
     except (OSError, EndpointError) as error:
-        os.close(lock)
+        release_file(lock)
         message = f"cannot bind {IPC}{path}: {error}; stop it or choose another endpoint"
         raise EndpointError(message) from error
     return lock

@@ -117,6 +117,16 @@ def test_sources_beyond_the_views_count_in_their_group() -> None:
     assert num_transfers(made.snapshot(111.0)) == [10]
 
 
+def test_sources_that_come_and_go_within_an_interval_leave_no_ranks_behind() -> None:
+    made = aggregator(max_sources=2)
+    for number in range(100):
+        by = source(f"s{number}")
+        made.feed(report(1, by=by), 105.0)
+        made.feed(encode(Goodbye(1, by, 1)), 105.0)
+    assert made.close_interval(110.0).groups[0].num_ranks == 100
+    assert made.snapshot(110.0).groups[0].num_ranks == 2
+
+
 def test_a_source_over_the_cap_is_counted_and_the_rest_go_on() -> None:
     made = fed(*(report(1, by=source(f"s{n}")) for n in range(5)), max_sources=3)
     assert made.pipeline(106.0).reports_rejected == {"too_many_sources": 2}

@@ -13,7 +13,7 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.errors import EndpointError
+from kvxfer.errors import EndpointError, JournalHeldError
 from kvxfer.exporters.jsonl import JsonlExporter, read_records
 from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
@@ -277,6 +277,33 @@ def test_a_path_of_103_bytes_is_bound_and_reached(ipc_endpoint: str) -> None:
     with Collector(config(endpoint)) as collector:
         send(endpoint, report(1))
     assert num_transfers(collector.snapshot()) == 1
+
+
+def test_a_collector_that_is_stopped_and_started_again_goes_on_with_its_journal(
+    ipc_endpoint: str, tmp_path: Path
+) -> None:
+    kept, exporter = config(ipc_endpoint, journal=str(tmp_path / "journal.db")), Keeping()
+    with Collector(kept, [exporter]) as first:
+        send(ipc_endpoint, report(1), report(2), b"nonsense")
+    with Collector(kept, [exporter]) as second:
+        assert num_transfers(second.snapshot()) == 2
+        send(ipc_endpoint, report(2), report(3), b"nonsense")
+    assert first.id != second.id
+    assert num_transfers(second.snapshot()) == 3
+    assert second.snapshot().start == first.snapshot().start
+    pipeline = second.snapshot().pipeline
+    assert (pipeline.reports_received, pipeline.reports_duplicate) == (3, 1)
+    assert pipeline.reports_rejected == {"undecodable": 2}
+    assert [num_transfers(interval) for interval in exporter.intervals] == [2, 1]
+    assert exporter.intervals[1].start == exporter.intervals[0].end
+
+
+def test_a_journal_that_is_in_use_is_an_error_that_gives_the_endpoint_free(ipc_endpoint: str, tmp_path: Path) -> None:
+    held = config(f"{ipc_endpoint}2", journal=str(tmp_path / "journal.db"))
+    with Collector(held):
+        with pytest.raises(JournalHeldError):
+            Collector(config(ipc_endpoint, journal=held.journal))
+        CollectorSockets(ipc_endpoint).close()
 
 
 def test_a_collector_reads_itself(ipc_endpoint: str) -> None:

@@ -1,11 +1,12 @@
 """vLLM's KV transfer config, what a collector takes, and where it listens by default."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from kvxfer.config import CollectorConfig, KVTransferConfig, default_endpoint
+from kvxfer.config import CollectorConfig, KVTransferConfig, default_endpoint, default_journal
 from kvxfer.errors import ConfigError
 
 # Every key of vLLM 0.33's flag.
@@ -115,3 +116,34 @@ def test_the_default_endpoint_is_the_environments_else_a_private_path(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("os.getuid", lambda: 4242)
     assert default_endpoint() == f"ipc://{tmp_path}/kvxfer-4242/collector.ipc"
+
+
+def test_each_endpoint_has_a_journal_of_its_own_in_the_state_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert default_journal("tcp://127.0.0.1:5555") == "/state/kvxfer/tcp-127.0.0.1-5555.db"
+    assert default_journal("tcp://[::1]:5555") == "/state/kvxfer/tcp-1-5555.db"
+    named = default_journal("ipc:///run/kvxfer/collector.ipc") or ""
+    assert re.fullmatch(r"/state/kvxfer/collector-[0-9a-f]{8}\.db", named)
+    assert named == default_journal("ipc:///run/../run/kvxfer/collector.ipc")
+    others = {default_journal(f"ipc:///run/{name}/collector.ipc") for name in "ab"}
+    assert len(others) == 2
+    assert default_journal("tcp://127.0.0.1:*") is None
+
+
+@pytest.mark.parametrize("state", ["", "relative"])
+def test_without_a_state_home_journals_are_in_the_home_and_without_that_in_the_root(
+    state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", state)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_journal("tcp://h:1") == "/home/me/.local/state/kvxfer/tcp-h-1.db"
+    monkeypatch.setenv("HOME", "")
+    assert default_journal("tcp://h:1") == "/.local/state/kvxfer/tcp-h-1.db"
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # a user id that has no entry
+    assert default_journal("tcp://h:1") == "/.local/state/kvxfer/tcp-h-1.db"
+
+
+@pytest.mark.parametrize("changes", [{"retention_seconds": -1.0}, {"retention_seconds": float("nan")}])
+def test_a_retention_that_is_none_is_said(changes: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="retention_seconds >= 0 and max_journal_bytes >= 0, got "):
+        CollectorConfig(**changes)

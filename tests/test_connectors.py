@@ -363,6 +363,7 @@ def test_loads_and_stores_are_what_was_moved() -> None:
     "payload",
     [
         {"types": {"x": "summary"}, "data": {"x": {(): 1}}},
+        {"types": {"x": ["counter"]}, "data": {"x": {(): 1}}},
         {"types": {}, "data": {"x": {(): 1}}},
         {"types": {"x": "counter"}, "data": {"x": 1}},
         {"types": {"x": "counter"}, "data": {"x": {(): "one"}}},
@@ -446,8 +447,8 @@ def test_a_multi_is_empty_when_all_its_children_are_and_reset_empties_each() -> 
     assert list(stats.data) == ["NixlConnector", "OffloadingConnector"]
 
 
-@pytest.mark.parametrize("payload", [{"NixlConnector": 3}, {"MultiConnector": {}}, {"NixlConnector": [1]}])
-def test_a_child_of_another_form_is_refused_with_its_place(payload: dict[str, Any]) -> None:
+@pytest.mark.parametrize("payload", [{"NixlConnector": 3}, {"MultiConnector": {}}, {"NixlConnector": [1]}, {7: {}}])
+def test_a_child_of_another_form_is_refused_with_its_place(payload: dict[Any, Any]) -> None:
     with pytest.raises(StatsError, match=f"at `{next(iter(payload))}`"):
         build("MultiConnector", payload)
 

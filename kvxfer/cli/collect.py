@@ -5,9 +5,9 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from kvxfer.cli.settings import read_settings
+from kvxfer.cli.settings import DAY_SECONDS, NO_JOURNAL, Settings, read_settings
 from kvxfer.collector import Collector
-from kvxfer.config import CollectorConfig
+from kvxfer.config import CollectorConfig, default_endpoint, default_journal
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 
@@ -31,20 +31,40 @@ def add_parser(commands: "SubParsers") -> None:
     parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
     parser.add_argument("--per-rank", action="store_const", const=True, help="log a line per source too")
     parser.add_argument("--group-by", metavar="LABELS", help="labels that form a group (default: engine,role)")
+    parser.add_argument(
+        "--journal",
+        metavar="PATH",
+        help="file in which totals and intervals outlive this process, or none (default: one per endpoint below "
+        "$XDG_STATE_HOME/kvxfer or ~/.local/state/kvxfer)",
+    )
+    parser.add_argument("--retention", metavar="DAYS", help="how long the journal keeps intervals (default: 7)")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect until SIGINT or SIGTERM."""
-    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by")
+    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by", "journal", "retention")
     settings = read_settings({name: getattr(arguments, name) for name in names}, arguments.config)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
     if settings.jsonl is not None:
         exporters.append(JsonlExporter(settings.jsonl))
-    config = CollectorConfig(endpoint=settings.endpoint, interval_seconds=settings.interval, group_by=settings.group_by)
+    config = CollectorConfig(
+        endpoint=settings.endpoint,
+        interval_seconds=settings.interval,
+        group_by=settings.group_by,
+        journal=_journal(settings),
+        retention_seconds=settings.retention * DAY_SECONDS,
+    )
     collector = Collector(config, exporters)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
+    logger.info("journal: %s", config.journal or "none, what is collected is in memory alone")
     collector.run()
     return 0
+
+
+def _journal(settings: Settings) -> str | None:
+    if settings.journal is None:
+        return default_journal(settings.endpoint or default_endpoint())
+    return None if settings.journal == NO_JOURNAL else settings.journal

@@ -11,6 +11,10 @@ from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
 
 _DEFAULTS: Final = CollectorConfig()
+DAY_SECONDS: Final = 86_400.0
+
+NO_JOURNAL: Final = "none"
+"""Instead of a path: what was collected is in memory alone."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -21,6 +25,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jsonl: str | None = None
     per_rank: bool = False
     group_by: tuple[str, ...] = _DEFAULTS.group_by
+    journal: str | None = None
+    """A path, `NO_JOURNAL`, or None for that of the endpoint."""
+    retention: float = _DEFAULTS.retention_seconds / DAY_SECONDS
 
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:

@@ -107,11 +107,11 @@ class MultiConnector(Connector):
         return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
 
 
-def _build(child: str, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
+def _build(child: Any, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
     if isinstance(payload, KVConnectorStats):
         return payload
-    if not isinstance(payload, dict):
-        message = f"expected a payload, got {type(payload).__name__} - at `{child}`"
+    if not isinstance(child, str) or not isinstance(payload, dict):
+        message = f"expected a payload by a name, got {type(payload).__name__} - at `{child}`"
         raise StatsError(message)
     if child == "MultiConnector":
         message = "a MultiConnector holds connectors that hold no others - at `MultiConnector`"

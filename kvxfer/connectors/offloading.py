@@ -15,6 +15,9 @@ from kvxfer.stats import KVConnectorStats, Moved, describe, exact_values
 MAX_METRICS: Final = 256
 """Metrics that one object holds; vLLM 0.33 has 21. What comes beyond is counted as rejected."""
 
+MAX_REJECTED: Final = (1 << 53) - 1
+"""What a payload may say to have been rejected, and no payload of ours says more."""
+
 _KINDS: Final = {"counter": CounterState, "gauge": GaugeState, "histogram": DistributionState}
 
 
@@ -59,15 +62,15 @@ class OffloadingConnectorStats(KVConnectorStats):
             self._load_metric(str(name), types.get(name), children)
         self._take_facts(facts)
         refused = as_number(payload.get("rejected", 0))
-        self._rejected += int(refused) if refused is not None and 0 <= refused < 2**53 else 1
+        self._rejected += int(refused) if refused is not None and 0 <= refused <= MAX_REJECTED else 1
 
     def _load_metric(self, name: str, kind: object, children: object) -> None:
-        if kind not in _KINDS or not isinstance(children, dict):
+        if not isinstance(kind, str) or kind not in _KINDS or not isinstance(children, dict):
             message = f"expected a counter, gauge or histogram with labels, got {kind!r:.40} - at `{name:.80}`"
             raise StatsError(message)
         for labels, value in children.items():
             key = tuple(map(str, labels)) if isinstance(labels, tuple | list) else (str(labels),)
-            state = self._metric(name, str(kind), len(key))
+            state = self._metric(name, kind, len(key))
             if state is None:
                 self._rejected += 1
             else:
@@ -119,7 +122,7 @@ class OffloadingConnectorStats(KVConnectorStats):
 
     def _payload(self, metrics: dict[str, Any]) -> dict[str, Any]:
         payload = {"types": dict(self.data["types"]), "data": metrics}
-        extra = {"info": self.data["info"], "rejected": self._rejected}
+        extra = {"info": self.data["info"], "rejected": min(self._rejected, MAX_REJECTED)}
         return payload | {name: value for name, value in extra.items() if value}
 
     def reduce(self) -> dict[str, Any]:

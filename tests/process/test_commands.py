@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pytest
 from captured import TRACE, counted_by_hand
 
 from kvxfer.exporters.jsonl import read_records
+from kvxfer.journal import History
 from kvxfer.publisher import StatsPublisher
+from kvxfer.saved import decode_interval
 
 KVXFER = [sys.executable, "-m", "kvxfer"]
 BLOCK_BYTES = 32 * 1024
@@ -81,6 +86,8 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("collect", "--interval", "0"), "interval_seconds must lie between 0.01 and 86400, got 0.0"),
         (("collect", "--endpoint", "ipc://" + "x" * 108), "has 108 bytes, it may have 1 to 103"),
         (("collect", "--config", "/nowhere.toml"), "/nowhere.toml: "),
+        (("collect", "--retention", "long"), "--retention: Expected `float`, got `str` - at `$.retention`, got 'long'"),
+        (("collect", "--retention", "-1"), "retention_seconds >= 0 and max_journal_bytes >= 0, got -86400.0, "),
         (("collect", "--jsonl", "/nowhere/x.jsonl"), "/nowhere/x.jsonl: No such file or directory"),
         (("fly",), "invalid choice: 'fly'"),
     ],
@@ -168,3 +175,85 @@ def test_an_environment_variable_that_does_not_fit_is_named() -> None:
     done = run("collect", KVXFER_INTERVAL="soon")
     assert done.returncode == 2
     assert "KVXFER_INTERVAL: Expected `float`" in done.stderr
+
+
+# --- the journal
+
+
+@contextmanager
+def collecting(endpoint: str, *options: str | Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """``kvxfer collect`` from its first line to the end of the block; a line per group is long in coming."""
+    command = [*KVXFER, "collect", "--endpoint", endpoint, "--interval", "60", *map(str, options)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}) as collector:
+        assert collector.stdout is not None
+        assert "collecting at" in collector.stdout.readline() or environment
+        yield collector
+        collector.terminate()
+        collector.wait(30)
+
+
+def record_failures(endpoint: str, count: int) -> None:
+    with StatsPublisher("NixlConnector", endpoint) as publisher:
+        publisher.stats.num_failed_transfers.add(count)
+
+
+def test_totals_of_a_collector_that_was_killed_go_on_in_the_journal_of_its_endpoint(
+    ipc_endpoint: str, tmp_path: Path
+) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    with collecting(ipc_endpoint, **state) as collector:
+        record_failures(ipc_endpoint, 3)
+        collector.kill()
+    (journal,) = (tmp_path / "kvxfer").glob("*.db")
+    assert re.fullmatch(r"c-[0-9a-f]{8}\.db", journal.name)
+    with collecting(ipc_endpoint, **state) as collector:
+        record_failures(ipc_endpoint, 4)
+        collector.terminate()
+        assert collector.stdout is not None
+        out = collector.stdout.read()
+    assert f"journal: {journal}" in out
+    assert "Num failed transfers=7" in out
+    assert collector.returncode == 0
+    history = History(journal)
+    (interval,) = [decode_interval(saved) for saved in history.intervals(0.0, 1e12)]
+    history.close()
+    assert interval.groups[0].stats.reduce()["Num failed transfers"] == 7
+
+
+def test_a_collector_told_to_keep_none_makes_no_file(ipc_endpoint: str, tmp_path: Path) -> None:
+    with collecting(ipc_endpoint, "--journal", "none", XDG_STATE_HOME=str(tmp_path)) as collector:
+        record_failures(ipc_endpoint, 3)
+    assert collector.returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_for_journals_that_cannot_be_made_is_said_and_collecting_goes_on(
+    ipc_endpoint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with collecting(ipc_endpoint, XDG_STATE_HOME=str(tmp_path / "file")) as collector:
+        record_failures(ipc_endpoint, 3)
+        collector.terminate()
+        out = collector.communicate()[0]
+    assert collector.returncode == 0
+    assert "Num failed transfers=3" in out
+
+
+def test_a_journal_that_is_in_use_or_grouped_by_other_labels_is_refused(ipc_endpoint: str, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.db"
+    with collecting(ipc_endpoint, "--journal", journal):
+        record_failures(ipc_endpoint, 3)
+        second = run("collect", "--endpoint", f"{ipc_endpoint}2", "--journal", journal)
+        assert second.returncode == 2
+        assert (
+            f"kvxfer collect: {journal} is another collector's journal: stop it, or name another file" in second.stderr
+        )
+    other = run("collect", "--endpoint", ipc_endpoint, "--journal", journal, "--group-by", "rank")
+    assert other.returncode == 2
+    assert f"kvxfer collect: {journal}: the journal groups by engine,role, this collector by rank: " in other.stderr
+
+
+def test_demo_leaves_no_journal(tmp_path: Path) -> None:
+    done = run("demo", "--seconds", "0.5", XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
