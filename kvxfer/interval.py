@@ -80,6 +80,12 @@ class Pipeline(msgspec.Struct, frozen=True):
     sources: dict[str, int] = {}
     """By state: live, silent (nothing came for ``silent_seconds``), gone (said goodbye, or silent for too long)."""
 
+    connections_refused: dict[str, int] = {}
+    """By cause: unauthorized_key, revoked_key, wrong_server_key, mechanism (one side uses CURVE, the other does not),
+    no_handshake (something else was spoken, or nothing), subscriptions (a flood of them: all were cut off). Since the
+    collector started. It counts attempts of both sockets: who is refused tries again up to 85 times a second at first,
+    then once in seconds."""
+
 
 class Interval(msgspec.Struct, frozen=True):
     """What was reported from ``start`` to ``end`` (Unix seconds of the collector). Its stats are not to be changed."""

@@ -12,6 +12,7 @@ import pytest
 from sending import TOPIC, send_all
 
 from kvxfer.errors import EndpointError
+from kvxfer.outbox import MAX_KEPT
 from kvxfer.transport import MAX_IPC_PATH, CollectorSockets, PublisherSockets, check_endpoint
 
 
@@ -28,10 +29,10 @@ def receive(pull: CollectorSockets, count: int) -> list[bytes]:
     return frames
 
 
-def test_frames_arrive_in_order_and_a_closing_sender_loses_none(ipc_endpoint: str) -> None:
+def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_closes(ipc_endpoint: str) -> None:
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
         push = PublisherSockets(ipc_endpoint, TOPIC)
-        sent = [str(number).encode() for number in range(2000)]
+        sent = [str(number).encode() for number in range(2 * MAX_KEPT)]
         send_all(push, *sent)
         push.close(5)
         assert receive(pull, len(sent)) == sent

@@ -31,19 +31,27 @@ def add_parser(commands: "SubParsers") -> None:
     parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
     parser.add_argument("--per-rank", action="store_const", const=True, help="log a line per source too")
     parser.add_argument("--group-by", metavar="LABELS", help="labels that form a group (default: engine,role)")
+    parser.add_argument("--curve", metavar="DIR", help="keys of `kvxfer keygen`: who has none of them cannot send")
+    parser.add_argument("--insecure", action="store_const", const=True, help="bind beyond loopback without keys")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect until SIGINT or SIGTERM."""
-    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by")
+    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by", "curve", "insecure")
     settings = read_settings({name: getattr(arguments, name) for name in names}, arguments.config)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
     if settings.jsonl is not None:
         exporters.append(JsonlExporter(settings.jsonl))
-    config = CollectorConfig(endpoint=settings.endpoint, interval_seconds=settings.interval, group_by=settings.group_by)
+    config = CollectorConfig(
+        endpoint=settings.endpoint,
+        interval_seconds=settings.interval,
+        group_by=settings.group_by,
+        curve=settings.curve or None,
+        insecure=settings.insecure,
+    )
     collector = Collector(config, exporters)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
     collector.run()

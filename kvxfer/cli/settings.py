@@ -21,6 +21,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jsonl: str | None = None
     per_rank: bool = False
     group_by: tuple[str, ...] = _DEFAULTS.group_by
+    curve: str | None = None
+    insecure: bool = False
 
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:
