@@ -90,7 +90,7 @@ class Gate:
         return [version, number, *status, b"", b""]
 
     def _is_authorized(self, keys: CollectorKeys, key: bytes) -> bool:
-        if key in keys.authorized:
+        if keys.is_authorized(key):
             return True
         self.count("revoked_key" if key in keys.revoked else "unauthorized_key")
         return False
