@@ -81,7 +81,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``endpoint``: where it binds, None for `default_endpoint`. ``interval_seconds``: what one line covers, vLLM's 10.
     ``group_by``: the labels that form a group with the connector. ``max_groups``: groups beyond are one, whose labels
     read ``other``. ``max_source_views``: sources whose own numbers are kept (each a copy of the stats; the others
-    count in their group alone). ``max_sources``: sources known at all, 0.6 kB each. ``silent_seconds``: without a
+    count in their group alone). ``max_sources``: sources known at all, 0.6 kB each and with
+    long labels more, on average 1 kB of them on the wire. ``silent_seconds``: without a
     report for so long a source is silent, an idle publisher sends one every 10 s; ``gone_seconds``: for so long, gone.
     ``journal``: the file in which totals and intervals outlive this process, None for none; intervals are kept in it
     for ``retention_seconds`` and as long as it has at most ``max_journal_bytes``.

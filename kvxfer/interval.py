@@ -65,7 +65,8 @@ class Pipeline(msgspec.Struct, frozen=True):
     """Numbers that a source which is gone had used, and that never came."""
 
     reports_rejected: dict[str, int]
-    """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources."""
+    """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources,
+    interval_full (stats that keep lists, of which too much came)."""
 
     observations_rejected: int
     """Not finite, negative or no number."""
