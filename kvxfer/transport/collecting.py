@@ -124,7 +124,10 @@ class CollectorSockets:
             raise _PortTakenError from error
 
     def drain(self, seconds: float) -> list[bytes]:
-        """Up to `MAX_DRAIN` frames, waiting for the first one, or a subscription, at most so long."""
+        """Up to `MAX_DRAIN` frames, waiting for the first one, or a subscription, at most so long.
+
+        What had come before all connections were cut off may be more.
+        """
         if self._keys is not None and self._keys.look(time.monotonic()):
             self._cut_off()
         if not self._is_open and not self._open_again():

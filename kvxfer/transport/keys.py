@@ -13,7 +13,6 @@ import shutil
 import stat
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -35,13 +34,16 @@ _KEY_BYTES: Final = 32
 _CLIENT_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 
-@dataclass(frozen=True)
-class PublisherKeys:
+class PublisherKeys(NamedTuple):
     """What a worker needs: its own pair and the collector's public key, in Z85."""
 
     public: bytes
-    secret: bytes = field(repr=False)
+    secret: bytes
     server: bytes
+
+    def __repr__(self) -> str:
+        """Give the public keys; never a secret."""
+        return f"<PublisherKeys {self.public.decode()} for {self.server.decode()}>"
 
     @classmethod
     def load(cls, directory: str) -> "PublisherKeys":
