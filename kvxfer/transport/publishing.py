@@ -23,7 +23,9 @@ _RECONNECT_MAX_MS: Final = 1000
 _HEARTBEAT_MS: Final = 10_000
 _HEARTBEAT_TTL_MS: Final = 60_000
 # libzmq gives a connection up that was refused for its key, and asks 85 times a second where the other's was wrong.
-_UNANSWERED_SECONDS: Final = 5.0
+_REFUSED_SECONDS: Final = 5.0
+# Of two connections one may have been refused: a collector that is only slow is left in peace for longer.
+_UNANSWERED_SECONDS: Final = 30.0
 
 
 class PublisherSockets:
@@ -40,6 +42,8 @@ class PublisherSockets:
         if private:
             _make_private(Path(endpoint.removeprefix(IPC)).parent)
         self._ends = endpoint, ack_endpoint(endpoint)
+        self._has_keys = keys is not None
+        self._refused_since: float | None = None
         self._unanswered_since: float | None = None
         self._context = zmq.Context()
         # Whatever ends this process without close() must not hang on an absent collector.
@@ -71,26 +75,34 @@ class PublisherSockets:
         for socket, end in zip((self._push, self._sub), self._ends, strict=True):
             socket.connect(end)
 
-    def _connect_where_unanswered(self, now: float) -> None:
-        """Connect again where nothing was heard for long: libzmq may have given it up."""
-        if self._unanswered_since is None:
-            self._unanswered_since = now
-        if now - self._unanswered_since < _UNANSWERED_SECONDS:
-            return
-        self._unanswered_since = now
+    def _connect_again(self, now: float) -> None:
+        self._refused_since = self._unanswered_since = now
         for socket, end in zip((self._push, self._sub), self._ends, strict=True):
             with contextlib.suppress(zmq.ZMQError):  # it has
                 socket.disconnect(end)
-            socket.reconnect_ivl = _RECONNECT_MAX_MS
-        self._connect()
+            if self._has_keys:  # of which the collector may know none, and each handshake costs it 0.2 ms
+                socket.reconnect_ivl = _RECONNECT_MAX_MS
+        with contextlib.suppress(zmq.ZMQError):  # as the first time, in the background
+            self._connect()
 
     def send(self, frame: bytes) -> bool:
-        """Hand a frame over; False if the socket refuses it now."""
+        """Hand a frame over; False if the socket refuses it now.
+
+        What is not taken, or not answered, for long is no sign of an absent collector alone: libzmq may have given the
+        connection up, and is told to connect again.
+        """
+        now = time.monotonic()
+        self._unanswered_since = self._unanswered_since or now
         try:
-            self._connect_where_unanswered(time.monotonic())
             self._push.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > _REFUSED_SECONDS:
+                self._connect_again(now)
             return False
+        self._refused_since = None
+        if now - self._unanswered_since > _UNANSWERED_SECONDS:
+            self._connect_again(now)
         return True
 
     def acks(self) -> list[bytes]:
