@@ -43,6 +43,16 @@ class ConnectorFailedError(PeerError):
     cause = "connector_failed"
 
 
+class IntervalFullError(PeerError):
+    """A report whose stats only grow, of which the interval has enough."""
+
+    cause = "interval_full"
+
+
+MAX_GROWING_BYTES: Final = 64 << 20
+"""Bytes of reports in an interval whose stats keep lists: 1.8 million transfers of four values, 235 MB in memory."""
+
+
 class Aggregator:
     """Dedupes reports by their numbers, merges them per group and source, and closes an interval when it is time.
 
@@ -62,6 +72,7 @@ class Aggregator:
         self._viewed: dict[Place, KnownSource] = {}
         self._touched: dict[Place, KnownSource] = {}
         self._groups = Groups(config)
+        self._growing_bytes = 0
         self._received = self._duplicate = self._rejected_observations = self._cut = 0
         self._rejected: Tally[str] = Tally()
         # Reports that an earlier collector took, of connectors that are not registered here.
@@ -85,6 +96,7 @@ class Aggregator:
             if isinstance(message, Report):
                 return self._take(message, now)
             self.sources.part(message, now)
+            self._forget_evicted()
         except KVXferError as error:
             self._rejected[_cause(error)] += 1
             # Its publisher keeps what is of an unknown connector, until a collector comes that knows it.
@@ -122,6 +134,8 @@ class Aggregator:
             self._duplicate += 1
             return False
         stats = _open(report)  # first, since what cannot be read makes no source known
+        with _class_of_somebody_else():
+            self._check_room(report, stats)
         known = self._admitted(report, now)
         self.sources.take(known, report, now)
         known.clock_offset = now - report.end
@@ -141,11 +155,19 @@ class Aggregator:
             if not stats.is_empty():
                 self._merge(report, known, stats)
 
+    def _check_room(self, report: Report, stats: KVConnectorStats) -> None:
+        """Raise `IntervalFullError` where stats that only grow have grown too far in this interval."""
+        if not stats.is_bounded():
+            self._growing_bytes += len(bytes(report.payload))
+            if self._growing_bytes > MAX_GROWING_BYTES:
+                message = f"{report.connector} keeps lists, of which {MAX_GROWING_BYTES} bytes came in one interval"
+                raise IntervalFullError(message)
+
     def _merge(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
         group = self._groups.of(known.source, report.connector)
         group.stats = _merged(group.stats, stats)
-        group.ranks.add(report.source)
-        place = Place(report.source, report.connector)
+        group.ranks.add(known.encoded)  # the one object that is kept anyway
+        place = Place(known.encoded, report.connector)
         if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
             self._make_room_for_a_view()
         if place in self._viewed or len(self._viewed) < self._config.max_source_views:
@@ -194,6 +216,7 @@ class Aggregator:
             group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.stats, group.ranks = None, set()
         self._touched = {}
+        self._growing_bytes = 0
         self._start = now
         if now >= self.due:
             ended = int((now - self.due) / self._config.interval_seconds) + 1

@@ -18,7 +18,7 @@ from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.errors import KVXferError
 from kvxfer.interval import Exporter, Interval, Pipeline
-from kvxfer.transport import CollectorSockets
+from kvxfer.transport import CollectorKeys, CollectorSockets, check_exposure
 from kvxfer.wire import VERSION, Ack, encode_ack
 
 if TYPE_CHECKING:
@@ -41,19 +41,23 @@ class Collector:
 
     One of: `run` in the foreground, `start` and `stop` on a thread, or `poll` within somebody's loop; `snapshot` at any
     time, from any thread. It binds when it is made, and raises `EndpointError` where it cannot, `JournalError` where
-    another collector has its journal, `ConfigError` where the journal was grouped by other labels.
+    another collector has its journal, `ConfigError` where the journal was grouped by other labels, the keys cannot be
+    used, or the endpoint reaches beyond this host without them.
     """
 
     def __init__(self, config: CollectorConfig | None = None, exporters: Sequence[Exporter] = ()) -> None:
         """Bind the endpoint."""
         self.config = config or CollectorConfig()
         endpoint = self.config.endpoint or default_endpoint()
+        keys = CollectorKeys(self.config.curve) if self.config.curve else None
+        if keys is None and not self.config.insecure:
+            check_exposure(endpoint)
         self.id = uuid.uuid4().hex
         """New with each start: publishers send to a collector that they did not know what none has acknowledged."""
         self._clock = SteadyClock()
         self._lock = threading.Lock()
         # The endpoint first: that it is taken says more than that the journal is, which belongs to it.
-        self._sockets = CollectorSockets(endpoint, private=endpoint == private_endpoint())
+        self._sockets = CollectorSockets(endpoint, keys, private=endpoint == private_endpoint())
         try:
             self._commits = Commits(self.config, self._lock, self._clock.now())
         except KVXferError:
@@ -198,8 +202,12 @@ class Collector:
                 logger.exception("%s failed; later failures are only counted", type(exporter).__name__)
 
     def _completed(self, pipeline: Pipeline) -> Pipeline:
-        failed = self._exports_failed, self._commits.failed
-        return msgspec.structs.replace(pipeline, exports_failed=failed[0], commits_failed=failed[1])
+        return msgspec.structs.replace(
+            pipeline,
+            exports_failed=self._exports_failed,
+            commits_failed=self._commits.failed,
+            connections_refused=dict(self._sockets.refused),
+        )
 
     def _whole(self, interval: Interval) -> Interval:
         """The interval with what this side of the aggregator counts."""

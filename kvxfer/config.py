@@ -83,10 +83,13 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     ``endpoint``: where it binds, None for `default_endpoint`. ``interval_seconds``: what one line covers, vLLM's 10.
     ``group_by``: the labels that form a group with the connector. ``max_groups``: groups beyond are one, whose labels
     read ``other``. ``max_source_views``: sources whose own numbers are kept (each a copy of the stats; the others
-    count in their group alone). ``max_sources``: sources known at all, 0.6 kB each. ``silent_seconds``: without a
+    count in their group alone). ``max_sources``: sources known at all, 0.6 kB each and with
+    long labels more, on average 1 kB of them on the wire. ``silent_seconds``: without a
     report for so long a source is silent, an idle publisher sends one every 10 s; ``gone_seconds``: for so long, gone.
     ``journal``: the file in which totals and intervals outlive this process, None for none; intervals are kept in it
     for ``retention_seconds`` and as long as it has at most ``max_journal_bytes``.
+    ``curve``: the directory of the keys; then nobody sends whose key is not authorized there. ``insecure``: bind beyond
+    loopback without.
     """
 
     endpoint: str | None = None
@@ -100,6 +103,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None
     retention_seconds: float = 7 * 86_400.0
     max_journal_bytes: int = 1 << 30
+    curve: str | None = None
+    insecure: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -122,6 +127,11 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
 def default_endpoint() -> str:
     """``KVXFER_ENDPOINT``, or `private_endpoint`."""
     return os.environ.get("KVXFER_ENDPOINT") or private_endpoint()
+
+
+def default_curve() -> str | None:
+    """The directory of a worker's keys: ``KVXFER_CURVE``, None for no CURVE."""
+    return os.environ.get("KVXFER_CURVE") or None
 
 
 def private_endpoint() -> str:

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from kvxfer.buckets import SMALLEST, bucket_indexes, middle
+from kvxfer.buckets import LARGEST, SMALLEST, bucket_indexes, middle
 
 _NO_COUNTS: Final = np.zeros(0, np.int64)
 _LARGEST: Final = sys.float_info.max
@@ -22,7 +22,7 @@ class Histogram:
     """Counts of non-negative finite values in the buckets of `kvxfer.buckets`, with exact count, sum, min and max.
 
     The counts are one dense window that starts at bucket ``offset``: 8 bytes a bucket, 32 buckets an octave, so 10 kB
-    for values from a nanosecond to a quarter of an hour and at most 524 kB. ``zeros`` counts what has no bucket.
+    for values from a nanosecond to a quarter of an hour and at most 37 kB. ``zeros`` counts what has no bucket.
     """
 
     __slots__ = ("count", "counts", "max", "min", "offset", "sum", "zeros")
@@ -63,7 +63,7 @@ class Histogram:
             if not positive.size:
                 return
             values = positive
-        indexes = bucket_indexes(values)
+        indexes = bucket_indexes(np.minimum(values, LARGEST) if largest > LARGEST else values)
         first = int(indexes.min())
         self._add_window(first, np.bincount(indexes - first))
 
@@ -120,10 +120,10 @@ def _bounded_sum(values: NDArray[np.float64]) -> float:
 def histograms_of_rows(table: NDArray[np.float64]) -> list[Histogram] | None:
     """A histogram of each row, in a third of the time of one by one; None unless all values are plain.
 
-    Plain values have a bucket and sums that are far from overflowing: finite and from `SMALLEST` to 2**990.
+    Plain values have a bucket: they are from `SMALLEST` to `LARGEST`.
     """
     smallest, largest = table.min(axis=1), table.max(axis=1)
-    if not (smallest.min() >= SMALLEST and largest.max() < _NO_OVERFLOW):  # not, for NaN
+    if not (smallest.min() >= SMALLEST and largest.max() <= LARGEST):  # not, for NaN
         return None
     indexes = bucket_indexes(table.reshape(-1)).reshape(table.shape)
     first = indexes.min(axis=1)

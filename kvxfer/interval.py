@@ -65,7 +65,8 @@ class Pipeline(msgspec.Struct, frozen=True):
     """Numbers that a source which is gone had used, and that never came."""
 
     reports_rejected: dict[str, int]
-    """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources."""
+    """By cause: undecodable, version, unknown_connector, implausible, connector_failed, too_many_sources,
+    interval_full (stats that keep lists, of which too much came)."""
 
     observations_rejected: int
     """Not finite, negative or no number."""
@@ -79,6 +80,12 @@ class Pipeline(msgspec.Struct, frozen=True):
 
     sources: dict[str, int] = {}
     """By state: live, silent (nothing came for ``silent_seconds``), gone (said goodbye, or silent for too long)."""
+
+    connections_refused: dict[str, int] = {}
+    """By cause: unauthorized_key, revoked_key, wrong_server_key, mechanism (one side uses CURVE, the other does not),
+    no_handshake (something else was spoken, or nothing), subscriptions (a flood of them: all were cut off). Since the
+    collector started. It counts attempts of both sockets: who is refused tries again up to 85 times a second at first,
+    then once in seconds."""
 
 
 class Interval(msgspec.Struct, frozen=True):

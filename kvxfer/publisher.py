@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from kvxfer.clock import SteadyClock
-from kvxfer.config import default_endpoint
+from kvxfer.config import default_curve, default_endpoint, private_endpoint
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Outbox
 from kvxfer.reporting import count_publisher
 from kvxfer.stats import KVConnectorStats, TransferStats
-from kvxfer.transport import PublisherSockets, check_endpoint
+from kvxfer.transport import PublisherKeys, PublisherSockets, check_endpoint
 from kvxfer.wire import (
     MAX_NAME,
     Source,
@@ -60,13 +60,14 @@ class StatsPublisher:
     """Publishes the stats of one connector from this process.
 
     ``connector`` is a registered name; ``endpoint`` the collector's, by default `default_endpoint`; ``labels`` say who
-    this is (engine, role, rank). Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is
+    this is (engine, role, rank); ``curve`` is the directory of this worker's keys, by default ``KVXFER_CURVE``, "" for
+    none. Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is
     something to report. Nothing here blocks or grows without bound, be there a collector or not, and after the
     constructor nothing raises but ``stats`` of a connector that is not registered. Leaving the context, or the process
     by any exit that runs Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after
     that waits for nobody. A forked child publishes as a source of its own.
 
-    Raises `ConfigError` for unusable labels, name or seconds, `EndpointError` for an endpoint that is none.
+    Raises `ConfigError` for unusable labels, keys, name or seconds, `EndpointError` for an endpoint that is none.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class StatsPublisher:
         endpoint: str | None = None,
         labels: Mapping[str, str] | None = None,
         *,
+        curve: str | None = None,
         flush_seconds: float = 1.0,
         linger: float = 1.0,
     ) -> None:
@@ -88,6 +90,8 @@ class StatsPublisher:
         self.connector = connector
         self.endpoint = endpoint or default_endpoint()
         check_endpoint(self.endpoint)
+        directory = default_curve() if curve is None else curve
+        self._keys = PublisherKeys.load(directory) if directory else None
         self.labels = _checked_labels(labels or {})
         self._flush_seconds = flush_seconds
         self._linger = linger
@@ -281,7 +285,8 @@ class StatsPublisher:
 
     def _connected(self) -> PublisherSockets:
         if self._sockets is None:
-            self._sockets = PublisherSockets(self.endpoint, topic(self.source.id))
+            private = self.endpoint == private_endpoint()
+            self._sockets = PublisherSockets(self.endpoint, topic(self.source.id), self._keys, private=private)
         return self._sockets
 
     def _disconnect(self, linger: float) -> None:

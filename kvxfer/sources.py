@@ -21,6 +21,10 @@ MAX_STRANGERS: Final = 4096
 """Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""
 
 
+SOURCE_BYTES: Final = 1024
+"""Bytes of a source on the wire, on average over those that are known; with its labels one has some hundred."""
+
+
 class SourceState(Enum):
     """Live: heard of within ``silent_seconds``. Gone: said goodbye, or not heard of for ``gone_seconds``."""
 
@@ -99,6 +103,7 @@ class Sources:
         self._config = config
         self.by_bytes: dict[bytes, KnownSource] = {}
         self._by_id: dict[str, KnownSource] = {}
+        self._num_bytes = 0
         self._gone: dict[bytes, None] = {}
         self._unacknowledged: dict[bytes, KnownSource] = {}
         self._strangers: set[str] = set()
@@ -125,12 +130,17 @@ class Sources:
         if source.id in self._by_id:  # an acknowledgement for one would free the reports of the other
             message = f"a second source that calls itself {source.id}"
             raise ImplausibleError(message)
-        if len(self.by_bytes) >= self._config.max_sources:
-            self._evict()
+        self._make_room(len(encoded))
         return self.add(KnownSource(source, encoded, now))
+
+    def _make_room(self, num_bytes: int) -> None:
+        most = self._config.max_sources
+        while len(self.by_bytes) >= most or self._num_bytes + num_bytes > most * SOURCE_BYTES:
+            self._evict()
 
     def add(self, known: KnownSource) -> KnownSource:
         """Take a source over from an earlier collector."""
+        self._num_bytes += len(known.encoded)
         self.by_bytes[known.encoded] = self._by_id[known.source.id] = known
         if known.is_gone:
             self._gone[known.encoded] = None
@@ -147,6 +157,7 @@ class Sources:
             raise TooManySourcesError(message)
         encoded = next(iter(self._gone))
         del self._gone[encoded]
+        self._num_bytes -= len(encoded)
         del self._by_id[self.by_bytes.pop(encoded).source.id]
         self._unacknowledged.pop(encoded, None)
         self.evicted.append(encoded)

@@ -10,6 +10,9 @@ from kvxfer.errors import StatsError
 MAX_LABEL_SETS: Final = 100
 """Label sets of one field; what comes beyond is counted under ``other``, so that a label cannot fill the memory."""
 
+MAX_LABEL: Final = 200
+"""Characters of a label value or of a field that a peer named; a longer one is counted as one too many."""
+
 OTHER: Final = "other"
 
 _LARGEST_STEP: Final = 2.0**53
@@ -243,13 +246,14 @@ class GaugeState:
 
 
 class LabelledState:
-    """One state per label set; at most `MAX_LABEL_SETS`, the overflow is counted under ``other``."""
+    """One state per label set; at most ``most`` of them, the overflow is counted under ``other``."""
 
-    __slots__ = ("_settle", "children", "make", "num_labels")
+    __slots__ = ("_settle", "children", "make", "most", "num_labels")
 
-    def __init__(self, make: Callable[[], Any], num_labels: int) -> None:
+    def __init__(self, make: Callable[[], Any], num_labels: int, most: int = MAX_LABEL_SETS) -> None:
         """Make none yet; ``make`` gives the state of a new label set, of ``num_labels`` values."""
         self.make = make
+        self.most = most
         self.num_labels = num_labels
         self.children: dict[tuple[str, ...], Any] = {}
         self._settle: Callable[[], None] | None = None
@@ -287,7 +291,7 @@ class LabelledState:
         if len(values) != self.num_labels or not all(isinstance(value, str) for value in values):
             message = f"expected {self.num_labels} label values of type str, got {values!r:.80}"
             raise StatsError(message)
-        if len(self.children) >= MAX_LABEL_SETS:
+        if len(self.children) >= self.most or any(len(value) > MAX_LABEL for value in values):
             values = (OTHER,) * self.num_labels
         child = self.children.setdefault(values, self.make())
         if self._settle is not None:
@@ -320,7 +324,7 @@ class LabelledState:
 
     def drain(self) -> "LabelledState":
         """Take what the label sets hold; who kept one of them goes on with it."""
-        taken = LabelledState(self.make, self.num_labels)
+        taken = LabelledState(self.make, self.num_labels, self.most)
         taken.children = {values: child.drain() for values, child in list(self.children.items())}
         return taken
 

@@ -13,11 +13,11 @@ from kvxfer.distribution import DistributionState, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import CounterState, LabelledState, State
+from kvxfer.states import MAX_LABEL, CounterState, LabelledState, State
 
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
-MAX_CARRIED: Final = 32
+MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
 
 
@@ -208,10 +208,13 @@ class TransferStats(KVConnectorStats):
         """The state of a declared field, or of one that only a newer worker knows and that is carried on."""
         if name in self.fields or name == "rejected_observations":
             return self.state(name)
-        room = isinstance(name, str) and sum(1 for field in self.data if field not in self.fields) < MAX_CARRIED
+        room = isinstance(name, str) and len(name) <= MAX_LABEL and self._num_carried() < MAX_CARRIED
         if room and isinstance(value, bytes | list):
             return self._join(name, DistributionState())
         return self._join(name, CounterState()) if room and isinstance(value, int | float) else None
+
+    def _num_carried(self) -> int:
+        return sum(1 for field in self.data if field not in self.fields)
 
     # --- merging
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvxfer.buckets import HIGHEST_INDEX, LOWEST_INDEX, SMALLEST, bucket_indexes, middle
+from kvxfer.buckets import HIGHEST_INDEX, LARGEST, LOWEST_INDEX, SMALLEST, bucket_indexes, middle
 
 
 def index_of(value: float) -> int:
@@ -33,9 +33,9 @@ def test_values_within_two_ulp_of_a_border_lie_in_the_right_bucket(exponent: int
     assert holds(index_of(value), value)
 
 
-def test_the_smallest_and_largest_floats_have_the_outermost_buckets() -> None:
+def test_the_smallest_and_largest_values_have_the_outermost_buckets() -> None:
     assert index_of(SMALLEST) == LOWEST_INDEX
-    assert index_of(1.7976931348623157e308) == HIGHEST_INDEX
+    assert index_of(LARGEST) == HIGHEST_INDEX
 
 
 def test_powers_of_two_are_the_upper_border_of_their_bucket() -> None:

@@ -9,11 +9,18 @@ import pytest
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
 from kvxfer.connectors.multi import MultiConnector, MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.connectors.offloading import MAX_METRICS, OffloadingConnector, OffloadingConnectorStats
+from kvxfer.connectors.offloading import (
+    MAX_FACT_BYTES,
+    MAX_HISTOGRAM_SETS,
+    MAX_HISTOGRAMS,
+    MAX_METRICS,
+    OffloadingConnector,
+    OffloadingConnectorStats,
+)
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.states import MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
 from kvxfer.stats import KVConnectorStats
 
 MIB = 2**20
@@ -342,6 +349,26 @@ def test_metrics_and_label_sets_cannot_fill_the_memory() -> None:
     reduced = build("OffloadingConnector", {"types": {"x": "counter"}, "data": {"x": labelled}}).reduce()
     assert len(reduced) == MAX_LABEL_SETS + 1
     assert reduced["x:('other',)"] == 1000 - MAX_LABEL_SETS
+
+
+def test_histograms_names_and_facts_cannot_fill_the_memory() -> None:
+    children = {(f"label-{number}",): [1.0] for number in range(MAX_LABEL_SETS)}
+    many = {f"metric-{number}": children for number in range(MAX_METRICS)}
+    stats = build("OffloadingConnector", {"types": dict.fromkeys(many, "histogram"), "data": many})
+    assert len(stats.reduce()) == 2 * MAX_HISTOGRAMS * (MAX_HISTOGRAM_SETS + 1)  # count and sum of each
+    named = {"x" * (MAX_LABEL + 1): {(): 1}, "y": {("z" * (MAX_LABEL + 1),): 1}}
+    stats = build("OffloadingConnector", {"types": dict.fromkeys(named, "counter"), "data": named})
+    assert stats.reduce() == {"y:('other',)": 1}
+    assert stats.num_rejected() == 1
+    stats = build("OffloadingConnector", {"info": {"small": "x", "large": "x" * MAX_FACT_BYTES}})
+    assert stats.to_dict() == {"types": {}, "data": {}, "info": {"small": "x"}, "rejected": 1}
+
+
+def test_a_count_of_refused_values_that_a_peer_claims_never_outgrows_what_can_be_saved() -> None:
+    stats = build("OffloadingConnector", {"rejected": 2**53 - 1})
+    for _ in range(3):
+        stats.aggregate(build("OffloadingConnector", {"rejected": 2**53 - 1}))
+    assert build("OffloadingConnector", stats.to_packed()).num_rejected() <= 2**53
 
 
 def test_loads_and_stores_are_what_was_moved() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvxfer.buckets import HIGHEST_INDEX, LOWEST_INDEX
+from kvxfer.buckets import HIGHEST_INDEX, LARGEST, LOWEST_INDEX, SMALLEST
 from kvxfer.errors import ImplausibleError
 from kvxfer.histogram import Histogram
 from kvxfer.packing import HISTOGRAM, WHOLE, pack_exact, pack_histogram, unpack
@@ -62,9 +62,16 @@ def test_counts_of_every_size_are_given_back_dense_and_sparse(count: int, values
     assert occupied(again(made)) == occupied(made)
 
 
-def test_histograms_of_both_ends_of_the_floats_are_given_back() -> None:
-    made = histogram([2.0**-1022, sys.float_info.max])
+def test_histograms_of_both_ends_of_what_has_a_bucket_are_given_back() -> None:
+    made = histogram([SMALLEST, LARGEST])
     assert occupied(again(made)) == {LOWEST_INDEX: 1, HIGHEST_INDEX: 1}
+
+
+def test_what_no_float_is_too_small_or_large_for_is_counted_and_takes_no_room() -> None:
+    made = again(histogram([5e-324, 2.0**-1022, SMALLEST, LARGEST, sys.float_info.max]))
+    assert (made.zeros, occupied(made)) == (2, {LOWEST_INDEX: 1, HIGHEST_INDEX: 2})
+    assert (made.count, made.min, made.max) == (5, 5e-324, sys.float_info.max)
+    assert made.counts.nbytes <= 37_000
 
 
 @given(st.lists(st.floats(), max_size=30), st.booleans())

@@ -8,7 +8,7 @@ import pytest
 
 from kvxfer import Counter, Distribution, Gauge, Row, TransferStats
 from kvxfer.errors import StatsError
-from kvxfer.states import MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
 from kvxfer.stats import MAX_CARRIED
 
 
@@ -173,6 +173,7 @@ def test_undeclared_fields_cannot_fill_the_memory() -> None:
     stats = PageStats({f"field-{n}": n + 1 for n in range(1000)})
     assert len(stats.to_dict()) <= MAX_CARRIED + 2
     assert stats.num_rejected() >= 1000 - MAX_CARRIED - 1
+    assert PageStats({"x" * (MAX_LABEL + 1): 3}).to_dict() == {"rejected_observations": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from sending import TOPIC, send_all
 
-from kvxfer.errors import EndpointError
-from kvxfer.transport import MAX_IPC_PATH, CollectorSockets, PublisherSockets, check_endpoint
+from kvxfer.errors import ConfigError, EndpointError
+from kvxfer.outbox import MAX_KEPT
+from kvxfer.transport import MAX_IPC_PATH, CollectorSockets, PublisherSockets, check_endpoint, check_exposure
 
 
 def path_of(endpoint: str) -> Path:
@@ -28,10 +29,10 @@ def receive(pull: CollectorSockets, count: int) -> list[bytes]:
     return frames
 
 
-def test_frames_arrive_in_order_and_a_closing_sender_loses_none_that_there_is_room_for(ipc_endpoint: str) -> None:
+def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_closes(ipc_endpoint: str) -> None:
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
         push = PublisherSockets(ipc_endpoint, TOPIC)
-        sent = [str(number).encode() for number in range(100)]
+        sent = [str(number).encode() for number in range(2 * MAX_KEPT)]
         send_all(push, *sent)
         push.close(5)
         assert receive(pull, len(sent)) == sent
@@ -61,6 +62,26 @@ def test_somebody_elses_live_socket_is_refused(ipc_endpoint: str) -> None:
         with pytest.raises(EndpointError, match="another process listens there"):
             CollectorSockets(ipc_endpoint)
     assert path_of(ipc_endpoint).exists()
+
+
+def test_nobody_else_may_reach_a_socket_for_a_moment(ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+    chmod = Path.chmod
+
+    def seen_before(path: Path, mode: int) -> None:
+        seen[path.name] = stat.S_IMODE(path.stat().st_mode)
+        chmod(path, mode)
+
+    monkeypatch.setattr(Path, "chmod", seen_before)
+    before = os.umask(0)
+    try:
+        with contextlib.closing(CollectorSockets(ipc_endpoint)):
+            assert os.umask(0) == 0
+            assert seen == {"c.ipc": 0o700, "c.ipc.ack": 0o700}
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path_of(ipc_endpoint).parent.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {"c.ipc": 0o600, "c.ipc.ack": 0o600, "c.ipc.lock": 0o600}
 
 
 def test_a_socket_file_that_nobody_listens_on_is_replaced(ipc_endpoint: str) -> None:
@@ -106,6 +127,53 @@ def test_a_port_that_is_taken_is_said() -> None:
         assert pull.endpoint.startswith("tcp://127.0.0.1:")
         with pytest.raises(EndpointError, match="another process listens there"):
             CollectorSockets(pull.endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["tcp://127.0.0.1:5555", "tcp://127.1.2.3:*", "tcp://[::1]:5555", "tcp://localhost:5555", "ipc:///tmp/x"],
+)
+def test_what_stays_on_this_host_needs_no_keys(endpoint: str) -> None:
+    check_exposure(endpoint)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "*",
+        "0.0.0.0",  # noqa: S104 - what is refused
+        "10.0.0.1",
+        "[::]",
+        "[fe80::1]",
+        "eth0",
+        "lo",
+        "example.org",
+        "127.1",
+        "127.0.0.1.evil.org",
+        "localhost.",
+    ],
+)
+def test_what_reaches_further_asks_for_keys(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"can be reached from beyond this host, .* use --curve DIR, or --insecure"):
+        check_exposure(f"tcp://{host}:5555")
+
+
+def test_over_ipv6_it_is_the_same() -> None:
+    with contextlib.closing(CollectorSockets("tcp://[::1]:*")) as pull:
+        assert pull.endpoint.startswith("tcp://[::1]:")
+        push = PublisherSockets(pull.endpoint, TOPIC)
+        send_all(push, b"six")
+        assert receive(pull, 1) == [b"six"]
+        push.close(1)
+
+
+def test_a_worker_sends_nothing_into_a_private_directory_that_somebody_else_made(ipc_endpoint: str) -> None:
+    directory = path_of(ipc_endpoint).parent
+    directory.chmod(0o755)
+    with pytest.raises(EndpointError, match="is not a directory of this user alone"):
+        PublisherSockets(ipc_endpoint, TOPIC, private=True)
+    directory.chmod(0o700)
+    PublisherSockets(ipc_endpoint, TOPIC, private=True).close(0)
 
 
 def test_the_bytes_of_a_port_scan_are_no_messages() -> None:

@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kvxfer.cli import collect, demo, replay
+from kvxfer.cli import collect, demo, keygen, replay
 from kvxfer.errors import KVXferError
 
-_COMMANDS = (collect, demo, replay)
+_COMMANDS = (collect, demo, replay, keygen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

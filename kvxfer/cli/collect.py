@@ -38,13 +38,15 @@ def add_parser(commands: "SubParsers") -> None:
         "$XDG_STATE_HOME/kvxfer or ~/.local/state/kvxfer)",
     )
     parser.add_argument("--retention", metavar="DAYS", help="how long the journal keeps intervals (default: 7)")
+    parser.add_argument("--curve", metavar="DIR", help="keys of `kvxfer keygen`: who has none of them cannot send")
+    parser.add_argument("--insecure", action="store_const", const=True, help="bind beyond loopback without keys")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect until SIGINT or SIGTERM."""
-    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by", "journal", "retention")
+    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by", "journal", "retention", "curve", "insecure")
     settings = read_settings({name: getattr(arguments, name) for name in names}, arguments.config)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
@@ -56,6 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         group_by=settings.group_by,
         journal=_journal(settings),
         retention_seconds=settings.retention * DAY_SECONDS,
+        curve=settings.curve or None,
+        insecure=settings.insecure,
     )
     collector = Collector(config, exporters)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)

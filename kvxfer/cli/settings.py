@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     journal: str | None = None
     """A path, `NO_JOURNAL`, or None for that of the endpoint."""
     retention: float = _DEFAULTS.retention_seconds / DAY_SECONDS
+    curve: str | None = None
+    insecure: bool = False
 
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:

@@ -9,15 +9,24 @@ from typing import Any, ClassVar, Final
 from kvxfer.connectors.base import Connector
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
-from kvxfer.states import CounterState, GaugeState, LabelledState, as_number
+from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number
 from kvxfer.stats import KVConnectorStats, Moved, describe, exact_values
+from kvxfer.wire import encode_payload
 
 MAX_METRICS: Final = 256
 """Metrics that one object holds; vLLM 0.33 has 21. What comes beyond is counted as rejected."""
 
-MAX_REJECTED: Final = (1 << 53) - 1
-"""What a payload may say to have been rejected, and no payload of ours says more."""
+MAX_HISTOGRAMS: Final = 32
+"""Metrics that are histograms, which take up to 37 kB in each label set; vLLM 0.33 has 8, none with labels."""
 
+MAX_HISTOGRAM_SETS: Final = 16
+"""Label sets of a histogram."""
+
+MAX_FACT_BYTES: Final = 4096
+"""Bytes of msgpack of one fact."""
+
+_MOST: Final = 1 << 53
+_HISTOGRAM: Final = "histogram"
 _KINDS: Final = {"counter": CounterState, "gauge": GaugeState, "histogram": DistributionState}
 
 
@@ -62,7 +71,7 @@ class OffloadingConnectorStats(KVConnectorStats):
             self._load_metric(str(name), types.get(name), children)
         self._take_facts(facts)
         refused = as_number(payload.get("rejected", 0))
-        self._rejected += int(refused) if refused is not None and 0 <= refused <= MAX_REJECTED else 1
+        self._reject(int(refused) if refused is not None and 0 <= refused < _MOST else 1)
 
     def _load_metric(self, name: str, kind: object, children: object) -> None:
         if not isinstance(kind, str) or kind not in _KINDS or not isinstance(children, dict):
@@ -72,30 +81,39 @@ class OffloadingConnectorStats(KVConnectorStats):
             key = tuple(map(str, labels)) if isinstance(labels, tuple | list) else (str(labels),)
             state = self._metric(name, kind, len(key))
             if state is None:
-                self._rejected += 1
+                self._reject(1)
             else:
                 state.labels(*key).load(value)
-                self._rejected += state.drain_rejected()
+                self._reject(state.drain_rejected())
+
+    def _reject(self, number: int) -> None:
+        # Where no int of msgpack would hold the sum, it could not be saved.
+        self._rejected = min(self._rejected + number, _MOST)
 
     def _metric(self, name: str, kind: str, num_labels: int) -> LabelledState | None:
         """The state of a metric, made where there is room; None where it is full or of another kind."""
         metrics, types = self.data["data"], self.data["types"]
-        if name not in metrics and len(metrics) < MAX_METRICS:
+        if name not in metrics and len(name) <= MAX_LABEL and self._has_room_for(kind):
             types[name] = kind
-            metrics[name] = LabelledState(_KINDS[kind], num_labels)
+            most = MAX_HISTOGRAM_SETS if kind == _HISTOGRAM else MAX_LABEL_SETS
+            metrics[name] = LabelledState(_KINDS[kind], num_labels, most)
         state: LabelledState | None = metrics.get(name)
         return state if state is not None and types[name] == kind and state.num_labels == num_labels else None
+
+    def _has_room_for(self, kind: str) -> bool:
+        kinds = list(self.data["types"].values())
+        return len(kinds) < MAX_METRICS and (kind != _HISTOGRAM or kinds.count(_HISTOGRAM) < MAX_HISTOGRAMS)
 
     def aggregate(self, other: KVConnectorStats) -> "OffloadingConnectorStats":
         """Merge the other one in and return this object; raises `StatsError` for stats of another kind."""
         if not isinstance(other, OffloadingConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
-        self._rejected += other._rejected
+        self._reject(other._rejected)
         for name, state in other.data["data"].items():
             mine = self._metric(name, other.data["types"][name], state.num_labels)
             if mine is None:
-                self._rejected += 1
+                self._reject(1)
             else:
                 mine.merge(state)
         self._take_facts(other.data["info"])
@@ -105,7 +123,9 @@ class OffloadingConnectorStats(KVConnectorStats):
         """Keep the newest value of each fact, and new ones where there is room."""
         held = self.data["info"]
         for name, value in facts.items():
-            if name in held or len(held) < MAX_METRICS:
+            if len(bytes(encode_payload({name: value}))) > MAX_FACT_BYTES:
+                self._reject(1)
+            elif name in held or len(held) < MAX_METRICS:
                 held[name] = value
 
     def is_empty(self) -> bool:
@@ -122,7 +142,7 @@ class OffloadingConnectorStats(KVConnectorStats):
 
     def _payload(self, metrics: dict[str, Any]) -> dict[str, Any]:
         payload = {"types": dict(self.data["types"]), "data": metrics}
-        extra = {"info": self.data["info"], "rejected": min(self._rejected, MAX_REJECTED)}
+        extra = {"info": self.data["info"], "rejected": min(self._rejected, _MOST - 1)}
         return payload | {name: value for name, value in extra.items() if value}
 
     def reduce(self) -> dict[str, Any]:

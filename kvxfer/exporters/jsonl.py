@@ -79,7 +79,9 @@ class JsonlExporter:
         self._path = Path(path)
         try:
             _cut_torn_line(self._path)
-            self._file = self._path.open("ab", buffering=0)
+            # A file that we make is for its owner alone: names of hosts and labels are in it.
+            file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = os.fdopen(file, "ab", buffering=0)
         except OSError as error:
             message = f"{path}: {error.strerror}: name a file that can be written"
             raise RecordError(message) from error

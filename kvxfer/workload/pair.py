@@ -80,7 +80,8 @@ def _decode(config: PairConfig, prefill: Connection, parent: Connection) -> None
     mover: Mover = config.mover
     puller = mover.open_puller(prefill.recv())
     labels = {"engine": "decode", "role": "kv_consumer", "rank": str(config.rank)}
-    with StatsPublisher(config.connector, config.endpoint, labels, linger=_LINGER_SECONDS) as publisher:
+    # The collector is of this process tree and asks for no keys, whatever the environment says of another one.
+    with StatsPublisher(config.connector, config.endpoint, labels, curve="", linger=_LINGER_SECONDS) as publisher:
         recorded = _pull_all(puller, publisher.stats, Tally(mover.fields, mover.counters), prefill, parent)
     puller.close()
     prefill.send(None)

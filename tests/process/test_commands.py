@@ -89,6 +89,12 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("collect", "--retention", "long"), "--retention: Expected `float`, got `str` - at `$.retention`, got 'long'"),
         (("collect", "--retention", "-1"), "retention_seconds >= 0 and max_journal_bytes >= 0, got -86400.0, "),
         (("collect", "--jsonl", "/nowhere/x.jsonl"), "/nowhere/x.jsonl: No such file or directory"),
+        (("collect", "--curve", "/nowhere"), "/nowhere: No such file or directory: make keys with `kvxfer keygen`"),
+        (("collect", "--endpoint", "tcp://*:5999"), "can be reached from beyond this host"),
+        (("collect", "--endpoint", "tcp://eth0:5999"), "use --curve DIR, or --insecure"),
+        (("keygen", "/proc/nowhere"), "No such file or directory: name a directory that can be written"),
+        (("keygen", "/nowhere/keys", "--client", "../up"), "--client '../up': expected letters, digits"),
+        (("keygen",), "the following arguments are required: DIR"),
         (("fly",), "invalid choice: 'fly'"),
     ],
 )
@@ -169,6 +175,13 @@ def test_a_file_with_a_setting_that_does_not_fit_is_named(tmp_path: Path, conten
     assert done.returncode == 2
     assert said in done.stderr
     assert str(file) in done.stderr
+
+
+@pytest.mark.parametrize("name", ["KVXFER_CURVE", "KVXFER_INSECURE"])
+def test_security_can_be_set_by_the_environment(name: str, tmp_path: Path) -> None:
+    done = run("collect", **{name: str(tmp_path / "none")})
+    assert done.returncode == 2
+    assert (str(tmp_path / "none") if name == "KVXFER_CURVE" else "KVXFER_INSECURE: Expected `bool`") in done.stderr
 
 
 def test_an_environment_variable_that_does_not_fit_is_named() -> None:

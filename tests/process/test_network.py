@@ -19,7 +19,7 @@ def wait(seconds: float) -> None:
 @pytest.mark.timeout(200)
 def test_a_link_cut_for_4_s_that_loses_a_tenth_while_the_collector_is_replaced_loses_no_count(tmp_path: Path) -> None:
     config = CollectorConfig(
-        endpoint=f"tcp://{COLLECTOR}:5570", journal=str(tmp_path / "journal.db"), interval_seconds=0.5
+        endpoint=f"tcp://{COLLECTOR}:5570", journal=str(tmp_path / "journal.db"), interval_seconds=0.5, insecure=True
     )
     with two_hosts() as link:
         link.lose_a_tenth()

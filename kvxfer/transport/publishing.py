@@ -1,0 +1,129 @@
+"""A worker's sockets: they connect, and nothing here ever waits but `PublisherSockets.close`."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Final
+
+import zmq
+
+from kvxfer.errors import EndpointError
+from kvxfer.transport.collecting import check_private
+from kvxfer.transport.endpoints import IPC, ack_endpoint, check_endpoint
+from kvxfer.transport.frames import MAX_ACK_BYTES, is_ipv6, received
+from kvxfer.transport.keys import PublisherKeys
+
+# The queue belongs in the outbox, where it can merge; a few frames here keep the io thread busy.
+_SEND_HIGH_WATER_MARK: Final = 16
+# 3-14 ms until a collector that came back is found, where libzmq's 100 ms take up to 170.
+_RECONNECT_MS: Final = 10
+_RECONNECT_MAX_MS: Final = 1000
+# Who only listens never learns that the other host was cut off: without it no acknowledgement would come again. What
+# was on its way when a connection is given up is sent again, so it costs nothing but a duplicate.
+_HEARTBEAT_MS: Final = 10_000
+_HEARTBEAT_TTL_MS: Final = 60_000
+# libzmq gives a connection up that was refused for its key, and asks 85 times a second where the other's was wrong.
+_REFUSED_SECONDS: Final = 5.0
+# Of two connections one may have been refused: a collector that is only slow is left in peace for longer.
+_UNANSWERED_SECONDS: Final = 30.0
+
+
+class PublisherSockets:
+    """A worker's end: connects, sends without ever waiting, hears the acknowledgements of its topic.
+
+    Raises `EndpointError` for an endpoint that is none.
+    """
+
+    def __init__(
+        self, endpoint: str, topic: bytes, keys: PublisherKeys | None = None, *, private: bool = False
+    ) -> None:
+        """Connect in the background; there need be no collector yet. ``private``: as for `CollectorSockets`."""
+        check_endpoint(endpoint)
+        if private:
+            _make_private(Path(endpoint.removeprefix(IPC)).parent)
+        self._ends = endpoint, ack_endpoint(endpoint)
+        self._has_keys = keys is not None
+        self._refused_since: float | None = None
+        self._unanswered_since: float | None = None
+        self._context = zmq.Context()
+        # Whatever ends this process without close() must not hang on an absent collector.
+        self._context.linger = 0
+        self._push = self._context.socket(zmq.PUSH)
+        self._push.sndhwm = _SEND_HIGH_WATER_MARK
+        # Refuse at once while there is no connection: what waits in the outbox can merge, what waits here is stale.
+        self._push.immediate = True
+        self._sub = self._context.socket(zmq.SUB)
+        self._sub.maxmsgsize = MAX_ACK_BYTES
+        self._sub.subscribe(topic)
+        for end in (self._push, self._sub):
+            end.ipv6 = is_ipv6(endpoint)
+            end.heartbeat_ivl = _HEARTBEAT_MS
+            end.heartbeat_ttl = _HEARTBEAT_TTL_MS
+            end.reconnect_ivl = _RECONNECT_MS
+            end.reconnect_ivl_max = _RECONNECT_MAX_MS
+            if keys is not None:
+                end.curve_publickey, end.curve_secretkey = keys.public, keys.secret
+                end.curve_serverkey = keys.server
+        try:
+            self._connect()
+        except zmq.ZMQError as error:
+            self.close(0)
+            message = f"cannot connect to {endpoint}: {error}"
+            raise EndpointError(message) from error
+
+    def _connect(self) -> None:
+        for socket, end in zip((self._push, self._sub), self._ends, strict=True):
+            socket.connect(end)
+
+    def _connect_again(self, now: float) -> None:
+        self._refused_since = self._unanswered_since = now
+        for socket, end in zip((self._push, self._sub), self._ends, strict=True):
+            with contextlib.suppress(zmq.ZMQError):  # it has
+                socket.disconnect(end)
+            if self._has_keys:  # of which the collector may know none, and each handshake costs it 0.2 ms
+                socket.reconnect_ivl = _RECONNECT_MAX_MS
+        with contextlib.suppress(zmq.ZMQError):  # as the first time, in the background
+            self._connect()
+
+    def send(self, frame: bytes) -> bool:
+        """Hand a frame over; False if the socket refuses it now.
+
+        What is not taken, or not answered, for long is no sign of an absent collector alone: libzmq may have given the
+        connection up, and is told to connect again.
+        """
+        now = time.monotonic()
+        self._unanswered_since = self._unanswered_since or now
+        try:
+            self._push.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            self._refused_since = self._refused_since or now
+            if now - self._refused_since > _REFUSED_SECONDS:
+                self._connect_again(now)
+            return False
+        self._refused_since = None
+        if now - self._unanswered_since > _UNANSWERED_SECONDS:
+            self._connect_again(now)
+        return True
+
+    def acks(self) -> list[bytes]:
+        """The acknowledgements that have arrived."""
+        frames = received(self._sub)
+        if frames:
+            self._unanswered_since = None
+        return frames
+
+    def close(self, linger: float) -> None:
+        """Close; frames handed over are still delivered within ``linger`` seconds, in which this waits."""
+        self._sub.close(0)
+        self._push.close(max(0, int(linger * 1000)))
+        self._context.term()
+
+
+def _make_private(directory: Path) -> None:
+    """Make the directory before somebody else does, who would take what is sent; raises `EndpointError`."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot use {directory}: {error.strerror}; choose another endpoint"
+        raise EndpointError(message) from error
+    check_private(directory)
