@@ -6,25 +6,23 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 
 import contextlib
 from collections import Counter as Tally
-from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import (
     ConfigError,
-    ImplausibleError,
     JournalError,
     KVXferError,
     PeerError,
     UnknownConnectorError,
 )
-from kvxfer.factory import KVConnectorFactory
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
+from kvxfer.opening import cause_of, class_of_somebody_else, merged, open_stats
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import Goodbye, Report, decode, decode_payload, source_of_topic
+from kvxfer.wire import Goodbye, Report, decode, source_of_topic
 
 _MOST: Final = 1 << 62
 """Where counts that peers tell us end: what no int of msgpack holds could not be saved."""
@@ -35,12 +33,6 @@ class Place(NamedTuple):
 
     source: bytes
     connector: str
-
-
-class ConnectorFailedError(PeerError):
-    """A connector's own class that raised on a payload."""
-
-    cause = "connector_failed"
 
 
 class IntervalFullError(PeerError):
@@ -80,10 +72,9 @@ class Aggregator:
 
     def __repr__(self) -> str:
         """Give the counts."""
-        rejected = sum(self._rejected.values())
         return (
             f"<Aggregator sources={len(self.sources)} received={self._received} duplicate={self._duplicate}"
-            f" rejected={rejected} lost={self.sources.num_lost}>"
+            f" rejected={self.num_rejected} lost={self.sources.num_lost}>"
         )
 
     # --- in
@@ -98,7 +89,7 @@ class Aggregator:
             self.sources.part(message, now)
             self._forget_evicted()
         except KVXferError as error:
-            self._rejected[_cause(error)] += 1
+            self.reject(error)
             # Its publisher keeps what is of an unknown connector, until a collector comes that knows it.
             is_kept = isinstance(error, UnknownConnectorError)
             return isinstance(message, Report) and not is_kept and self._settle(message, now)
@@ -122,6 +113,15 @@ class Aggregator:
                 self._received += 1
                 self._carried.append(frame)
 
+    def reject(self, error: KVXferError) -> None:
+        """Count what was refused."""
+        self._rejected[cause_of(error)] += 1
+
+    @property
+    def num_rejected(self) -> int:
+        """What was refused so far."""
+        return sum(self._rejected.values())
+
     def subscribed(self, subscription: bytes) -> None:
         """Take the topic that a peer listens to from now on."""
         with contextlib.suppress(PeerError):
@@ -133,8 +133,8 @@ class Aggregator:
             self.sources.take(known, report, now)
             self._duplicate += 1
             return False
-        stats = _open(report)  # first, since what cannot be read makes no source known
-        with _class_of_somebody_else():
+        stats = open_stats(report)  # first, since what cannot be read makes no source known
+        with class_of_somebody_else():
             self._check_room(report, stats)
         known = self._admitted(report, now)
         self.sources.take(known, report, now)
@@ -150,7 +150,7 @@ class Aggregator:
 
     def _count_in(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
         self._cut = min(self._cut + report.cut, _MOST)
-        with _class_of_somebody_else():
+        with class_of_somebody_else():
             self._rejected_observations = min(self._rejected_observations + stats.num_rejected(), _MOST)
             if not stats.is_empty():
                 self._merge(report, known, stats)
@@ -165,7 +165,7 @@ class Aggregator:
 
     def _merge(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
         group = self._groups.of(known.source, report.connector)
-        group.stats = _merged(group.stats, stats)
+        group.stats = merged(group.stats, stats)
         group.ranks.add(known.encoded)  # the one object that is kept anyway
         place = Place(known.encoded, report.connector)
         if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
@@ -257,10 +257,10 @@ class Aggregator:
     def _added(self, total: KVConnectorStats | None, stats: KVConnectorStats) -> KVConnectorStats | None:
         """The total with stats that stay as they are, without those that only grow; a class that fails is counted."""
         try:
-            with _class_of_somebody_else():
-                return _merged(total, stats) if stats.is_bounded() else total
+            with class_of_somebody_else():
+                return merged(total, stats) if stats.is_bounded() else total
         except KVXferError as error:
-            self._rejected[_cause(error)] += 1
+            self.reject(error)
             return total
 
     def pipeline(self, now: float) -> Pipeline:
@@ -318,7 +318,7 @@ class Aggregator:
             )
             raise ConfigError(message)
         try:
-            with _class_of_somebody_else():
+            with class_of_somebody_else():
                 self._restore(state)
         except KVXferError as error:
             message = f"the saved state cannot be used: {error}"
@@ -346,7 +346,7 @@ class Aggregator:
     def _restore_carried(self, frame: bytes) -> None:
         report = decode(frame)
         if isinstance(report, Report):
-            stats = _open(report)
+            stats = open_stats(report)
             self._count_in(report, self._admitted(report, self._start), stats)
 
     def resume(self, now: float) -> None:
@@ -354,41 +354,3 @@ class Aggregator:
         self.sources.greet(now)
         self._begin, self._start = min(self._begin, now), min(self._start, now)
         self.due = min(self.due, now + self._config.interval_seconds)
-
-
-def _open(report: Report) -> KVConnectorStats:
-    """The stats in a report, built by the class that is registered here for its connector."""
-    payload = decode_payload(report.payload)
-    with _class_of_somebody_else():
-        connector = KVConnectorFactory.get_connector_class_by_name(report.connector)
-        stats = connector.build_kv_connector_stats(payload)
-    if stats is None:
-        message = f"{report.connector} builds no stats"
-        raise ConnectorFailedError(message)
-    return stats
-
-
-def _cause(error: KVXferError) -> str:
-    """Under which name a refused message is counted."""
-    if isinstance(error, PeerError):
-        return error.cause
-    return "unknown_connector" if isinstance(error, UnknownConnectorError) else ImplausibleError.cause
-
-
-@contextlib.contextmanager
-def _class_of_somebody_else() -> Iterator[None]:
-    """What a connector's class raises, other than our own errors, is a `ConnectorFailedError`."""
-    try:
-        yield
-    except KVXferError:
-        raise
-    except Exception as error:
-        message = f"{type(error).__name__}: {error}"
-        raise ConnectorFailedError(message) from error
-
-
-def _merged(held: KVConnectorStats | None, stats: KVConnectorStats) -> KVConnectorStats:
-    """Merge stats that stay as they are. Lists of somebody else's class may be taken as they are, hence the copy."""
-    if held is None:
-        return stats.copy()
-    return held.aggregate(stats if stats.is_bounded() else stats.copy())

@@ -18,6 +18,7 @@ from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.errors import KVXferError
 from kvxfer.interval import Exporter, Interval, Pipeline
+from kvxfer.left import LeftFiles
 from kvxfer.transport import CollectorKeys, CollectorSockets, check_exposure
 from kvxfer.wire import VERSION, Ack, encode_ack
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("kvxfer")
 _POLL_SECONDS: Final = 0.1
 # A last look for frames that are on their way: workers that closed before us had theirs delivered within this.
 _SETTLE_SECONDS: Final = 0.05
+# How soon what a killed worker has left in shared memory is found.
+_LOOK_SECONDS: Final = 1.0
 # The last acknowledgements leave within this; who does not hear them sends again to the next collector.
 _ACK_SECONDS: Final = 0.5
 # Workers that go on sending do not keep a collector from stopping.
@@ -65,6 +68,8 @@ class Collector:
             raise
         self._aggregator = self._commits.aggregator
         self.endpoint = self._sockets.endpoint
+        self._left = LeftFiles(self.endpoint)
+        self._next_look = self._clock.now()
         self._exporters = tuple(exporters)
         self._exports_failed = 0
         self._warned: set[int] = set()
@@ -123,6 +128,9 @@ class Collector:
         """Take what arrives within ``timeout`` seconds, and export the interval that is due, if one is."""
         self._take(self._sockets.drain(max(0.0, min(timeout, self._seconds_left()))))
         now = self._clock.now()
+        if now >= self._next_look:
+            self._next_look = now + _LOOK_SECONDS
+            self._take_over(now)
         with self._lock:
             intervals = self._aggregator.tick(now)
         for interval in intervals:
@@ -142,6 +150,7 @@ class Collector:
         self._commits.commit(now)
         for source_id, seq in self._aggregator.sources.drain_acks():
             self._sockets.acknowledge(encode_ack(source_id, Ack(VERSION, self.id, seq)))
+        self._left.remove_taken()
 
     def _loop(self) -> None:
         self._looping = True
@@ -158,6 +167,7 @@ class Collector:
         self._closed = True
         try:
             self._take_the_rest()
+            self._take_over(self._clock.now())
             now = self._clock.now()
             with self._lock:
                 interval = self._aggregator.close_interval(now)
@@ -185,6 +195,17 @@ class Collector:
             for subscription in self._sockets.subscriptions():
                 self._aggregator.subscribed(subscription)
         self._commits.note(taken, now)
+
+    def _take_over(self, now: float) -> None:
+        """Take what dead workers of this host have left in shared memory, as if they had sent it."""
+        for found in self._left.look(now):
+            before = self._aggregator.num_rejected
+            if isinstance(found, KVXferError):
+                self._aggregator.reject(found)
+            else:
+                self._take(found)
+                if self._aggregator.num_rejected > before:
+                    self._left.keep_last()
 
     def _export(self, interval: Interval) -> None:
         interval = self._whole(interval)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
+import msgspec
+
 from kvxfer.distribution import PACK_ABOVE
 from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Ack, Goodbye, Report, Source, encode, encode_payload
@@ -33,6 +35,27 @@ BEAT_SECONDS: Final = 10.0
 
 _ENVELOPE_BYTES: Final = 1 << 14
 """More than source, connector and numbers of a report take at their longest."""
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """How far a publisher has come: reports closed, sent once more, kept; how often ZeroMQ would not take one."""
+
+    reports: int
+    resent: int
+    unacknowledged: int
+    refused: int
+
+
+class SavedOutbox(msgspec.Struct, array_like=True, frozen=True):
+    """What an outbox holds: the frames that are kept, up to number ``seq``, and the payload of the open interval."""
+
+    source: bytes
+    connector: str
+    seq: int
+    frames: list[bytes]
+    payload: msgspec.Raw
+    start: float
+    cut: int
 
 
 class Outbox:
@@ -136,6 +159,13 @@ class Outbox:
     def _keep(self, report: Report) -> None:
         self._kept.append(report)
         self._kept_bytes += len(bytes(report.payload)) + len(self._source)
+
+    def save(self, *, brief: bool = False) -> SavedOutbox:
+        """What is held now; ``brief``: without reports and open interval."""
+        frames = [] if brief else [encode(report) for report in self._kept]
+        held = None if brief else self._open
+        payload = encode_payload({} if held is None else held.to_packed())
+        return SavedOutbox(self._source, self._connector, self._seq, frames, payload, self._start, self._cut)
 
     # --- delivery
 

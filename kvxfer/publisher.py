@@ -13,25 +13,25 @@ from multiprocessing import util as multiprocessing_util
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
+from kvxfer.area import SharedPending
 from kvxfer.clock import SteadyClock
 from kvxfer.config import default_curve, default_endpoint, private_endpoint
+from kvxfer.copying import copy_of
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.outbox import Outbox
+from kvxfer.outbox import Delivery, Outbox
 from kvxfer.reporting import count_publisher
+from kvxfer.shared import SharedBuffer
 from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.takeover import SavedWorker, encode_worker
 from kvxfer.transport import PublisherKeys, PublisherSockets, check_endpoint
 from kvxfer.wire import (
     MAX_NAME,
     Source,
     decode_ack,
-    decode_payload,
     decode_source,
     encode,
-    encode_payload,
     topic,
 )
 
@@ -43,17 +43,10 @@ logger = logging.getLogger("kvxfer")
 # How often a flush that waits looks for its acknowledgement, which takes a millisecond without a journal.
 _RETRY_SECONDS: Final = 0.005
 
+BUFFERS: Final = ("process", "shared")
+
 FOLD_SECONDS: Final = 0.1
 """How often it is looked whether many rows wait: 200,000 a second then wait as 3 MB, and each fold is short."""
-
-
-class Delivery(msgspec.Struct, frozen=True):
-    """How far a publisher has come: reports closed, sent once more, kept; how often ZeroMQ would not take one."""
-
-    reports: int
-    resent: int
-    unacknowledged: int
-    refused: int
 
 
 class StatsPublisher:
@@ -61,16 +54,20 @@ class StatsPublisher:
 
     ``connector`` is a registered name; ``endpoint`` the collector's, by default `default_endpoint`; ``labels`` say who
     this is (engine, role, rank); ``curve`` is the directory of this worker's keys, by default ``KVXFER_CURVE``, "" for
-    none. Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is
-    something to report. Nothing here blocks or grows without bound, be there a collector or not, and after the
-    constructor nothing raises but ``stats`` of a connector that is not registered. Leaving the context, or the process
-    by any exit that runs Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after
-    that waits for nobody. A forked child publishes as a source of its own.
+    none. Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is something to report.
+    Nothing here blocks or grows without bound, be there a collector or not, and after the constructor nothing raises
+    but ``stats`` of a connector that is not registered. Leaving the context, or the process by any exit that runs
+    Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after that waits for nobody.
+    A forked child publishes as a source of its own.
 
-    Raises `ConfigError` for unusable labels, keys, name or seconds, `EndpointError` for an endpoint that is none.
+    ``buffer="shared"``: rows and counters are recorded into shared memory (`kvxfer.shared`), and what else is observed
+    is there 0.1 s later: a collector on this host takes over what a killed process had not sent. With no place for it
+    there is a warning, and all is as with ``"process"``.
+
+    Raises `ConfigError` for unusable labels, keys, name, buffer, seconds, `EndpointError` for an endpoint that is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but the first are by keyword or have a default
         self,
         connector: str,
         endpoint: str | None = None,
@@ -79,6 +76,7 @@ class StatsPublisher:
         curve: str | None = None,
         flush_seconds: float = 1.0,
         linger: float = 1.0,
+        buffer: str = "process",
     ) -> None:
         """Start publishing; the socket connects in the background."""
         if not 0 < len(connector) <= MAX_NAME:
@@ -86,6 +84,9 @@ class StatsPublisher:
             raise ConfigError(message)
         if not 0 < flush_seconds < math.inf:
             message = f"flush_seconds must be a number above 0, got {flush_seconds}"
+            raise ConfigError(message)
+        if buffer not in BUFFERS:
+            message = f"expected buffer={'|'.join(BUFFERS)}, got {buffer!r}"
             raise ConfigError(message)
         self.connector = connector
         self.endpoint = endpoint or default_endpoint()
@@ -95,6 +96,7 @@ class StatsPublisher:
         self.labels = _checked_labels(labels or {})
         self._flush_seconds = flush_seconds
         self._linger = linger
+        self._is_shared = buffer == "shared"
         self._stats: KVConnectorStats | None = None
         self._warned = False
         self._begin()
@@ -123,6 +125,12 @@ class StatsPublisher:
         self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
         self._outbox = Outbox(self.source, self.connector, now)
         self._next_flush = time.monotonic() + self._flush_seconds
+        self._shared: SharedBuffer | None = None
+        self._unsaved = True
+        if self._is_shared:
+            with self._never_harming():  # where there is no place for it, recording goes on in process memory
+                self._shared = SharedBuffer(self.endpoint, self.source.id)
+                self._save(self._shared, {})
         count_publisher(1)
         self._finalizer = finalizer(self)
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
@@ -135,8 +143,19 @@ class StatsPublisher:
         if self._stats is None:
             connector = KVConnectorFactory.get_connector_class_by_name(self.connector)
             with self._lock:  # of several threads that ask at once, all get the same object
-                self._stats = self._stats or connector.build_kv_connector_stats()
+                self._stats = self._stats or self._new_stats(connector)
         return self._stats
+
+    def _new_stats(self, connector: Any) -> Any:  # noqa: ANN401 - a connector and the class of its stats
+        stats = connector.build_kv_connector_stats()
+        if self._is_shared and isinstance(stats, TransferStats):
+            stats.wait_in(self._area)
+        return stats
+
+    def _area(self, name: str, width: int) -> SharedPending:
+        # In a forked child the event is another one.
+        pending = SharedPending(name, width, lambda: self._wake.set())  # noqa: PLW0108
+        return pending if self._shared is None else self._shared.pending(pending)
 
     # --- the worker's calls
 
@@ -150,7 +169,7 @@ class StatsPublisher:
             return
         now = self._clock.now()
         try:
-            part = self._copy(stats)
+            part = copy_of(stats, self.connector)
             if part is not None and not part.is_empty():
                 with self._lock:
                     self._observe(part, now)
@@ -159,14 +178,6 @@ class StatsPublisher:
             with self._lock:
                 self._outbox.count_cut(1)
         self._wake.set()
-
-    def _copy(self, stats: Any) -> KVConnectorStats | None:  # noqa: ANN401 - any vLLM-style object
-        payload = stats if isinstance(stats, Mapping) else _payload_of(stats)
-        copied = decode_payload(msgspec.Raw(bytes(encode_payload(payload))))
-        if KVConnectorFactory.is_registered(self.connector):
-            return KVConnectorFactory.get_connector_class_by_name(self.connector).build_kv_connector_stats(copied)
-        copy: KVConnectorStats = type(stats)(data=copied)
-        return copy
 
     def flush(self, timeout: float = 0.0) -> bool:
         """Close what was recorded into a report and send it; for a host that has a step of its own.
@@ -204,6 +215,9 @@ class StatsPublisher:
         self._flush_until(deadline)
         with self._never_harming(), self._lock:
             self._disconnect(deadline - time.monotonic())
+            shared, self._shared = self._shared, None
+            if shared is not None:
+                shared.close(keep=not self._outbox.is_idle)
         self._finalizer.cancel()
         count_publisher(-1)
 
@@ -228,25 +242,51 @@ class StatsPublisher:
                     self._step()
 
     def _step(self) -> None:
-        if isinstance(self._stats, TransferStats):
+        due = time.monotonic() >= self._next_flush
+        if due or self._shared is not None:
+            self._take_in(close=due)
+        elif isinstance(self._stats, TransferStats):
             self._stats.fold_early()
-        if time.monotonic() >= self._next_flush:
-            self._flush()
         self._exchange()
 
     def _flush(self) -> None:
-        """Move what was recorded into the outbox and close the open interval, if there is room."""
-        drained = self._drain()
+        self._take_in(close=True)
+
+    def _take_in(self, *, close: bool) -> None:
+        """Move what was recorded into the outbox; ``close`` the open interval, if there is room."""
+        if self._shared is None:
+            drained = self._drain()
+            with self._lock:
+                self._put(drained, close=close)
+            return
+        with self._lock:  # what is saved says how much of the areas is in it: nobody else drains in between
+            self._shared.stop_crowded()
+            with self._stats.exclusively() if isinstance(self._stats, TransferStats) else contextlib.nullcontext():
+                drained = self._drain()
+                floors = self._shared.floors
+            self._put(drained, close=close)
+            self._save(self._shared, floors)
+
+    def _put(self, drained: KVConnectorStats | None, *, close: bool) -> None:
         now = self._clock.now()
-        with self._lock:
-            if drained is not None and not drained.is_empty():
-                self._observe(drained, now)
-            if isinstance(self._stats, TransferStats):
-                self._outbox.count_cut(self._stats.drain_cut())
-            self._outbox.flush(now)
+        if drained is not None and not drained.is_empty():
+            self._observe(drained, now)
+        if isinstance(self._stats, TransferStats):
+            self._outbox.count_cut(self._stats.drain_cut())
+        if close:
+            self._unsaved |= self._outbox.flush(now)
             self._next_flush = time.monotonic() + self._flush_seconds
 
+    def _save(self, shared: SharedBuffer, floors: dict[str, int]) -> None:
+        """Save what is held, before anything of it is sent; what does not fit is in process memory alone."""
+        if self._unsaved:
+            whole = encode_worker(SavedWorker(self._outbox.save(), floors))
+            if shared.save(whole) or shared.save(encode_worker(SavedWorker(self._outbox.save(brief=True), floors))):
+                shared.resume()
+                self._unsaved = False
+
     def _observe(self, stats: KVConnectorStats, now: float) -> None:
+        self._unsaved = True
         try:
             self._outbox.observe(stats, now)
         except Exception as error:  # noqa: BLE001 - a class of somebody else that cannot merge
@@ -260,7 +300,7 @@ class StatsPublisher:
         if stats is None or stats.is_empty():
             return None
         # Stats that cannot be drained in one step: what another thread records in between is theirs to guard.
-        part = self._copy(stats)
+        part = copy_of(stats, self.connector)
         stats.reset()
         return part
 
@@ -326,6 +366,7 @@ class StatsPublisher:
 
         One that was closed, or was about to be, stays closed, without the locks that a thread of the parent held.
         """
+        abandoned = [] if self._shared is None else self._shared.abandon()
         with self._never_harming():
             if self._stats is not None:
                 self._stats.renew()
@@ -335,6 +376,9 @@ class StatsPublisher:
             self._pid, self._lock, self._sockets = os.getpid(), threading.Lock(), None
             return
         self._begin()
+        if self._shared is not None:
+            for pending in abandoned:
+                self._shared.pending(pending)
         # multiprocessing clears its finalizers in a forked child, after this.
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
 
@@ -349,12 +393,6 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     except PeerError as error:
         message = f"a publisher has at most 16 labels of at most 200 characters: {error}"
         raise ConfigError(message) from error
-
-
-def _payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-style object
-    to_dict = getattr(stats, "to_dict", None)
-    payload: Mapping[str, Any] = to_dict() if to_dict is not None else stats.data
-    return payload
 
 
 # In a forked child, for ever: the io thread behind these sockets is the parent's, so not even closing them is safe.

@@ -51,7 +51,8 @@ class Row:
     def __set_name__(self, owner: type, name: str) -> None:
         """Take the attribute's name, and name the rates after it: ``record_fetch`` gives ``fetch_rate``."""
         self.name = name
-        self.make_recorder = _recorder_maker(name, self.columns)
+        self.make_recorder = _recorder_maker(_RECORDER, name, self.columns)
+        self.make_guarded_recorder = _recorder_maker(_GUARDED_RECORDER, name, self.columns)
         if self.duration is not None and self.size is not None:
             self.rate = Distribution("By/s", "Bytes over seconds of each transfer.")
             self.rate.name = f"{name.removeprefix('record_')}_rate"
@@ -72,14 +73,17 @@ class RowBuffer:
 
     __slots__ = ("_cut", "_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected")
 
-    def __init__(self, row: Row, state_of: Callable[[str], Any]) -> None:
-        """Make an empty buffer; ``state_of`` gives the stats object's state of a field."""
+    def __init__(self, row: Row, state_of: Callable[[str], Any], pending: Any = None) -> None:  # noqa: ANN401 - see Pending
+        """Make an empty buffer; ``state_of`` gives the stats object's state of a field.
+
+        ``pending``: a `Pending` to append to instead of a list.
+        """
         self._states: list[DistributionState] = [state_of(column.name) for column in row.columns]
         self._rate: DistributionState | None = state_of(row.rate.name) if row.rate is not None else None
         self._duration_at = row.columns.index(row.duration) if row.duration is not None else -1
         self._size_at = row.columns.index(row.size) if row.size is not None else -1
-        self.pending: list[float] = []
-        self.record = row.make_recorder(self.pending.extend)
+        self.pending: Any = [] if pending is None else pending
+        self.record = (row.make_recorder if pending is None else row.make_guarded_recorder)(self.pending)
         self.rejected = 0
         self._cut = 0
 
@@ -159,15 +163,35 @@ class RowBuffer:
             self._rate.add(rates[is_plausible(rates)])  # what took no time has none
 
 
-def _recorder_maker(name: str, columns: tuple[Distribution, ...]) -> Callable[[Any], Callable[..., None]]:
-    """From a list's ``extend`` to a function of the row's columns that does nothing but call it.
+_RECORDER = """
+def make(pending):
+    extend = pending.extend
+    def {name}({columns}):
+        extend(({columns},))
+    return {name}
+"""
+
+# The attribute `write` is looked up each time: after a fork it leads elsewhere, whoever keeps the recorder.
+_GUARDED_RECORDER = """
+def make(pending):
+    pack = pending.pack
+    def {name}({columns}):
+        try:
+            pending.write(pack({columns}, 1.0))
+        except Exception:
+            pending.overflow(({columns},))
+    return {name}
+"""
+
+
+def _recorder_maker(source: str, name: str, columns: tuple[Distribution, ...]) -> Callable[[Any], Callable[..., None]]:
+    """From what a row waits in to a function of the row's columns that does nothing but append to it.
 
     It is written out as `dataclasses` writes its ``__init__``: a wrong number of values is a TypeError at the caller,
     where ``*values`` would let the columns slip.
     """
     names = ", ".join(column.name for column in columns)
-    source = f"def make(extend):\n def {name}({names}):\n  extend(({names},))\n return {name}"
     namespace: dict[str, Any] = {}
-    exec(source, namespace)  # noqa: S102 - made of our own attribute names
+    exec(source.format(name=name, columns=names), namespace)  # noqa: S102 - made of our own attribute names
     make: Callable[[Any], Callable[..., None]] = namespace["make"]
     return make

@@ -84,6 +84,11 @@ class CounterState:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def wait_in(self, pending: Any) -> None:  # noqa: ANN401 - a list, or what does as one
+        """Let what is added wait there from now on; before anything is added."""
+        self.pending = pending
+        self.add = pending.append
+
     def fold(self) -> None:
         """Sum up what is pending, in the order in which it came."""
         piece = self.pending[:]

@@ -5,6 +5,7 @@ What one interval of one connector holds, how it merges and reads; no I/O, no cl
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
@@ -12,10 +13,9 @@ from typing import Any, ClassVar, Final, NamedTuple
 from kvxfer.distribution import DistributionState, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
+from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import MAX_LABEL, CounterState, LabelledState, State
-
-QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+from kvxfer.states import MAX_LABEL, CounterState, State
 
 MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
@@ -132,8 +132,20 @@ class TransferStats(KVConnectorStats):
         self._waiting: list[Any] = []
         # Only those who fold take it; recording does not. Reading a field within folds once more, hence reentrant.
         self._lock = threading.RLock()
+        self._make_pending: Callable[[str, int], Any] | None = None
         if data:
             self._load(data)
+
+    def wait_in(self, make_pending: Callable[[str, int], Any]) -> None:
+        """Let rows and counters wait to be folded in what this gives by name and number of values, not in lists.
+
+        To be called before anything is recorded.
+        """
+        self._make_pending = make_pending
+
+    def exclusively(self) -> AbstractContextManager[Any]:
+        """Within, no other thread folds or drains."""
+        return self._lock
 
     def state(self, name: str) -> Any:  # noqa: ANN401 - the declaration says which
         """The state of a field."""
@@ -144,6 +156,8 @@ class TransferStats(KVConnectorStats):
         # One of several threads that ask at once wins; all get its state.
         state: State = self.data.setdefault(name, new)
         if state is new:
+            if self._make_pending is not None and isinstance(state, CounterState) and name in self.fields:
+                state.wait_in(self._make_pending(name, 1))
             state.settle = self.fold
             self._waiting.append(getattr(state, "pending", state))
             # An undeclared field, whose name a peer chose, is no attribute.
@@ -153,7 +167,9 @@ class TransferStats(KVConnectorStats):
 
     def recorder(self, name: str) -> Callable[..., None]:
         """The recorder of a row."""
-        new = RowBuffer(self.rows[name], lambda field: self.data.get(field) or self.state(field))
+        row = self.rows[name]
+        pending = None if self._make_pending is None else self._make_pending(name, len(row.columns))
+        new = RowBuffer(row, lambda field: self.data.get(field) or self.state(field), pending)
         buffer = self._buffers.setdefault(name, new)
         if buffer is new:
             self._waiting.append(buffer.pending)
@@ -311,7 +327,7 @@ class TransferStats(KVConnectorStats):
         self.fold()
         reduced: dict[str, Any] = {}
         for name, declared in self.fields.items():
-            reduced |= _reduce_field(declared.full_name, self.data.get(name) or self.state(name))
+            reduced |= reduce_field(declared.full_name, self.data.get(name) or self.state(name))
         return reduced
 
     def copy(self) -> "TransferStats":
@@ -361,34 +377,6 @@ def _longest(data: Any) -> int:  # noqa: ANN401 - a payload
     return max(map(_longest, data.values()), default=0) if isinstance(data, dict) else 0
 
 
-def exact_values(state: Any) -> int:  # noqa: ANN401 - any state
-    """The values that a state holds one by one."""
-    if isinstance(state, LabelledState):
-        return max(map(exact_values, state.children.values()), default=0)
-    return state.count if isinstance(state, DistributionState) and state.is_exact else 0
-
-
 def _are_columns(columns: list[Any]) -> bool:
     """Whether these are the lists of one table: vLLM's form of rows."""
     return all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1
-
-
-def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
-    """A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas."""
-    if isinstance(state, LabelledState):
-        return {",".join(labels): describe(child) for labels, child in state.children.items() if not child.is_empty}
-    if isinstance(state, DistributionState):
-        quantiles = {name: state.quantile(q) for name, q in QUANTILES.items()}
-        return {"count": state.count, "sum": state.sum, "min": state.min, "max": state.max, **quantiles}
-    return state.to_value()
-
-
-def _reduce_field(name: str, state: Any) -> dict[str, Any]:  # noqa: ANN401 - any state, any number
-    if isinstance(state, LabelledState):
-        children = ((f"{name}:{labels}", child) for labels, child in state.children.items())
-        return {key: value for label, child in children for key, value in _reduce_field(label, child).items()}
-    if isinstance(state, DistributionState):
-        quantiles = {f"{name}_{q}": state.quantile(value) for q, value in QUANTILES.items()}
-        return {f"{name}_count": state.count, f"{name}_mean": state.mean, **quantiles}
-    value = state.to_value()
-    return {} if value is None else {name: value}

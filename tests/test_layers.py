@@ -13,16 +13,28 @@ import kvxfer
 PACKAGE = Path(kvxfer.__file__).parent
 LAYERS = (
     ("errors", "units"),
-    ("buckets", "histogram", "packing", "distribution", "states", "fields", "rows", "stats", "config"),
+    ("buckets", "histogram", "packing", "distribution", "states", "fields", "rows", "reading", "stats", "config"),
     ("connectors", "factory", "wire"),
-    ("seqs", "interval", "saved", "sources", "groups", "outbox", "aggregator", "reporting"),
-    ("transport", "journal", "exits"),
+    (
+        "seqs",
+        "interval",
+        "saved",
+        "sources",
+        "groups",
+        "copying",
+        "opening",
+        "outbox",
+        "takeover",
+        "aggregator",
+        "reporting",
+    ),
+    ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "publisher", "collector"),
     ("exporters",),
     ("integrations", "workload"),
     ("cli", "__main__"),
 )
-STATE_MACHINES = ("outbox", "aggregator", "sources", "groups", "seqs", "interval", "saved", "reporting")
+STATE_MACHINES = ("outbox", "takeover", "aggregator", "sources", "groups", "seqs", "interval", "saved", "reporting")
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}
 EXTRAS = {"nixl_cu12", "nixl", "ray", "vllm", "torch", "joblib", "distributed", "dask", "opentelemetry", "rich"}
 FILES = sorted(PACKAGE.rglob("*.py"))

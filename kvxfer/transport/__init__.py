@@ -4,7 +4,7 @@
 CURVE; `gate` decides who gets in, and counts who does not.
 """
 
-from kvxfer.transport.collecting import CollectorSockets, lock_file, release_file
+from kvxfer.transport.collecting import CollectorSockets, check_private, lock_file, release_file
 from kvxfer.transport.endpoints import (
     ACK_SUFFIX,
     IPC,
@@ -31,6 +31,7 @@ __all__ = [
     "ack_endpoint",
     "check_endpoint",
     "check_exposure",
+    "check_private",
     "lock_file",
     "make_keys",
     "release_file",

@@ -1,0 +1,37 @@
+"""States as an operator reads them: numbers, quantiles, the keys of a reduced line."""
+
+from typing import Any, Final
+
+from kvxfer.distribution import DistributionState
+from kvxfer.states import LabelledState
+
+QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+def exact_values(state: Any) -> int:  # noqa: ANN401 - any state
+    """The values that a state holds one by one."""
+    if isinstance(state, LabelledState):
+        return max(map(exact_values, state.children.values()), default=0)
+    return state.count if isinstance(state, DistributionState) and state.is_exact else 0
+
+
+def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
+    """A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas."""
+    if isinstance(state, LabelledState):
+        return {",".join(labels): describe(child) for labels, child in state.children.items() if not child.is_empty}
+    if isinstance(state, DistributionState):
+        quantiles = {name: state.quantile(q) for name, q in QUANTILES.items()}
+        return {"count": state.count, "sum": state.sum, "min": state.min, "max": state.max, **quantiles}
+    return state.to_value()
+
+
+def reduce_field(name: str, state: Any) -> dict[str, Any]:  # noqa: ANN401 - any state, any number
+    """Count, mean and quantiles of a distribution, the value of another, each under a key that begins with the name."""
+    if isinstance(state, LabelledState):
+        children = ((f"{name}:{labels}", child) for labels, child in state.children.items())
+        return {key: value for label, child in children for key, value in reduce_field(label, child).items()}
+    if isinstance(state, DistributionState):
+        quantiles = {f"{name}_{q}": state.quantile(value) for q, value in QUANTILES.items()}
+        return {f"{name}_count": state.count, f"{name}_mean": state.mean, **quantiles}
+    value = state.to_value()
+    return {} if value is None else {name: value}

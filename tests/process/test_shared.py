@@ -1,0 +1,184 @@
+"""Recording into shared memory: what a killed worker had not sent is counted, once, and nobody is harmed by it."""
+
+import contextlib
+import multiprocessing
+import os
+import random
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from workers import CONNECTOR, record_into, transfers, wait_until
+
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.errors import ConfigError
+from kvxfer.publisher import StatsPublisher
+from kvxfer.shared import directory_of
+
+# From 3.12 on Python warns of every fork in a process with threads, which a collector's process has.
+pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork.. may lead to deadlocks:DeprecationWarning")
+
+
+@pytest.fixture
+def place(ipc_endpoint: str) -> Iterator[Path]:
+    """The directory in which workers of the endpoint leave what they had not sent."""
+    directory = directory_of(ipc_endpoint)
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def record_until_killed(endpoint: str, counts: Any, threads: int) -> NoReturn:
+    """Record in so many threads, each with its own count of what it has recorded."""
+    stats = StatsPublisher(CONNECTOR, endpoint, flush_seconds=0.3, buffer="shared").stats
+    record, fail = stats.record_transfer, stats.record_failed_transfer
+
+    def work(number: int) -> NoReturn:
+        while True:
+            for _ in range(50):
+                record(0.001, 0.0001, 1024, 2)
+                counts[number] += 1
+            threading.Event().wait(0.0005)
+
+    fail()
+    for number in range(1, threads):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    work(0)
+
+
+def record_killed(method: str, endpoint: str, seconds: float, threads: int = 1) -> int:
+    """Let a worker record for some time and kill it; what it had recorded."""
+    context = multiprocessing.get_context(method)
+    counts = context.RawArray("Q", threads)
+    worker = context.Process(target=record_until_killed, args=(endpoint, counts, threads))
+    worker.start()
+    wait_until(lambda: min(counts) > 0)
+    threading.Event().wait(seconds)
+    worker.kill()
+    worker.join()
+    return sum(counts)
+
+
+def is_all_there(collector: Collector, recorded: int, uncounted: int) -> bool:
+    """Whether all is counted; of each thread the last row may be recorded and not yet in the test's count."""
+    return recorded <= transfers(collector) <= recorded + uncounted
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_the_last_transfer_that_a_killed_worker_recorded_is_in_the_totals(
+    collector: Collector, place: Path, method: str
+) -> None:
+    rng = random.Random(method)
+    recorded = 0
+    for kill in range(1, 4):
+        recorded += record_killed(method, collector.endpoint, rng.uniform(0, 0.8))
+        wait_until(lambda killed=kill, all_of_it=recorded: is_all_there(collector, all_of_it, killed))
+    (group,) = collector.snapshot().groups
+    assert group.stats.num_failed_transfers.value == 3
+    assert collector.pipeline().sources["gone"] == 3
+    assert list(place.iterdir()) == []
+
+
+def test_of_a_killed_worker_that_records_in_threads_every_row_is_counted(collector: Collector, place: Path) -> None:
+    assert not place.exists()
+    recorded = record_killed("spawn", collector.endpoint, 0.5, threads=3)
+    wait_until(lambda: is_all_there(collector, recorded, 3))
+
+
+def test_what_was_left_with_no_collector_there_is_counted_once_by_those_that_come(
+    ipc_endpoint: str, place: Path, tmp_path: Path
+) -> None:
+    recorded = record_killed("spawn", ipc_endpoint, 0.7)
+    (left,) = place.iterdir()
+    content = left.read_bytes()
+    config = CollectorConfig(endpoint=ipc_endpoint, journal=str(tmp_path / "journal.db"))
+    for _ in range(2):  # the second finds it once more, as if the first had been killed before it removed it
+        with Collector(config) as collector:
+            wait_until(lambda: not left.exists())
+            assert is_all_there(collector, recorded, 1)
+        left.write_bytes(content)
+        left.chmod(0o600)
+
+
+def test_a_worker_that_closes_leaves_a_file_where_it_was_not_acknowledged_and_else_none(
+    ipc_endpoint: str, place: Path
+) -> None:
+    publisher = StatsPublisher(CONNECTOR, ipc_endpoint, buffer="shared", linger=0)
+    record_into(publisher.stats, 300)
+    publisher.close()
+    (left,) = place.iterdir()
+    # A process does not open its own files: closing them would free the lock of another publisher of its own.
+    left.rename(left.with_name(f"1-{publisher.source.id}"))
+    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector:
+        wait_until(lambda: transfers(collector) == 300)
+        with StatsPublisher(CONNECTOR, ipc_endpoint, buffer="shared", linger=10) as publisher:
+            record_into(publisher.stats, 5)
+        assert transfers(collector) == 305
+        assert list(place.iterdir()) == []
+
+
+def test_a_forked_child_writes_into_a_file_of_its_own(collector: Collector, place: Path) -> None:
+    publisher = StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", flush_seconds=60)
+    record = publisher.stats.record_transfer
+    record(0.001, 0.0001, 1024, 2)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        with contextlib.suppress(Exception):
+            for _ in range(10):
+                record(0.001, 0.0001, 1024, 2)
+            code = 0
+        os._exit(code)  # without a word: what it recorded is in its file
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    record(0.001, 0.0001, 1024, 2)
+    wait_until(lambda: transfers(collector) == 10)
+    assert publisher.flush(10)
+    assert transfers(collector) == 12
+    publisher.close()
+    assert list(place.iterdir()) == []
+
+
+def test_files_that_no_worker_left_are_counted_and_cost_nothing_else(ipc_endpoint: str, place: Path) -> None:
+    recorded = record_killed("spawn", ipc_endpoint, 0.2)
+    (left,) = place.iterdir()
+    content = left.read_bytes()
+    (place / "1-noise").write_bytes(random.Random(1).randbytes(5000))
+    (place / "1-empty").write_bytes(b"")
+    (place / "1-link").symlink_to("/etc/passwd")
+    (place / "1-torn").write_bytes(content[:100_000])
+    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector:
+        wait_until(lambda: collector.pipeline().reports_rejected.get("unreadable_file") == 4)
+        wait_until(lambda: bool(collector.snapshot().groups))
+        assert collector.pipeline().reports_rejected == {"unreadable_file": 4}
+        (group,) = collector.snapshot().groups
+        assert recorded <= group.stats.transfer_duration.count <= recorded + 1
+
+
+def test_where_there_is_no_place_recording_goes_on_in_process_memory(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setattr("kvxfer.shared.SHARED_MEMORY", tmp_path / "file")
+    with StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", linger=10) as publisher:
+        record_into(publisher.stats, 500)
+        publisher.stats.record_failed_transfer()
+    wait_until(lambda: transfers(collector) == 500)
+    assert "kvxfer cannot publish" in caplog.text
+
+
+def test_more_rows_than_there_is_room_for_are_all_counted(collector: Collector, place: Path) -> None:
+    with StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", linger=20) as publisher:
+        record_into(publisher.stats, 400_000)
+        publisher.stats.record_transfer(float("nan"), 0.1, 1, 1)
+        publisher.stats.record_transfer("no number", 0.1, 1, 1)
+    wait_until(lambda: transfers(collector) == 400_000)
+    assert collector.pipeline().observations_rejected == 2
+    assert list(place.iterdir()) == []
+
+
+def test_another_buffer_is_refused(ipc_endpoint: str) -> None:
+    with pytest.raises(ConfigError, match=r"expected buffer=process\|shared, got 'disk'"):
+        StatsPublisher(CONNECTOR, ipc_endpoint, buffer="disk")
