@@ -41,7 +41,7 @@ def record_until_killed(endpoint: str, counts: Any, threads: int) -> NoReturn:
             for _ in range(50):
                 record(0.001, 0.0001, 1024, 2)
                 counts[number] += 1
-            threading.Event().wait(0.0005)
+            threading.Event().wait(0.002)
 
     fail()
     for number in range(1, threads):
