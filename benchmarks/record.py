@@ -6,13 +6,16 @@ that out, as the interfaces do, and favours us; one counts it. Prometheus and Op
 which favours them.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
 
 from benchmarks.harness import Row
 from benchmarks.peers import Record, VllmStats, opentelemetry, prometheus, telemetry
+from kvxfer.area import SharedPending
 from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.shared import SharedBuffer
 
 BATCH = 1000
 UNIT = "ns"
@@ -56,6 +59,25 @@ def kvxfer_converting(quick: bool) -> float:  # noqa: FBT001 - the harness calls
     return _per_call(run, stats.drain, _batches(quick=quick))
 
 
+def kvxfer_shared(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
+    buffer = SharedBuffer(f"ipc:///benchmark-{os.getpid()}", "record")
+    stats, rows = NixlConnectorStats(), _rows()
+    stats.wait_in(lambda name, width: buffer.pending(SharedPending(name, width, lambda: None)))
+
+    def run() -> None:
+        for duration, post, size, descriptors in rows:
+            stats.record_transfer(duration, post, size, descriptors)
+
+    def empty() -> None:
+        buffer.stop_crowded()
+        stats.drain()
+        buffer.resume()
+
+    figure = _per_call(run, empty, _batches(quick=quick))
+    buffer.close(keep=False)
+    return figure
+
+
 def vllm(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
     stats, results = VllmStats(), telemetry(BATCH)
 
@@ -77,6 +99,7 @@ def _peer(record: Record, rows: Iterable[tuple[float, float, int, int]], batches
 CASES: dict[str, Callable[[bool], float]] = {
     "kvxfer": kvxfer,
     "kvxfer_converting": kvxfer_converting,
+    "kvxfer_shared": kvxfer_shared,
     "vllm": vllm,
     "prometheus": lambda quick: _peer(prometheus(multiprocess=False), _rows(), _batches(quick=quick) // 5),
     "prometheus_files": lambda quick: _peer(prometheus(multiprocess=True), _rows(), _batches(quick=quick) // 5),
@@ -84,6 +107,7 @@ CASES: dict[str, Callable[[bool], float]] = {
 }
 ROWS = (
     Row("one transfer, 4 values", "kvxfer", "vllm", 0.5),
+    Row("into shared memory, beside process memory", "kvxfer_shared", "kvxfer"),
     Row("one transfer, read from NIXL's telemetry on both sides", "kvxfer_converting", "vllm"),
     Row("beside three observe of prometheus_client", "kvxfer", "prometheus", 1 / 15),
     Row("beside the same in multiprocess files", "kvxfer", "prometheus_files"),
