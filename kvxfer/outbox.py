@@ -7,7 +7,7 @@ back) and the owner does the I/O.
 from collections import deque
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -51,11 +51,11 @@ class SavedOutbox(msgspec.Struct, array_like=True, frozen=True):
 
     source: bytes
     connector: str
-    seq: int
+    seq: Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
     frames: list[bytes]
     payload: msgspec.Raw
     start: float
-    cut: int
+    cut: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
 class Outbox:

@@ -12,6 +12,7 @@ import msgspec
 from kvxfer.errors import ImplausibleError, PeerError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter
+from kvxfer.opening import class_of_somebody_else
 from kvxfer.outbox import SavedOutbox
 from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.wire import VERSION, Goodbye, Report, decode_payload, encode, encode_payload
@@ -50,12 +51,14 @@ def frames_of(saved: SavedOutbox, rows: Rows, now: float) -> list[bytes]:
     ``rows`` has per area the name of the row or counter that it is of, and a list of values per column. Raises
     `UnknownConnectorError` for a connector that is not registered here, `PeerError` for what does not fit it.
     """
-    stats = _added_up(saved, rows)
+    with class_of_somebody_else():
+        stats = _added_up(saved, rows)
+        payload = encode_payload(stats.to_packed())
+        is_empty = stats.is_empty()
     seq, oldest = saved.seq, saved.seq - len(saved.frames) + 1
     frames = list(saved.frames)
-    if saved.cut or not stats.is_empty():
+    if saved.cut or not is_empty:
         seq += 1
-        payload = encode_payload(stats.to_packed())
         frames.append(
             encode(Report(VERSION, saved.source, saved.connector, seq, saved.start, now, payload, saved.cut, oldest))
         )
