@@ -75,6 +75,8 @@ def _content_of_dead(path: Path) -> bytes | None:
     """All bytes of a file that nobody locks; None for a living worker's."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:  # its worker has ended well meanwhile
+        return None
     except OSError as error:
         message = f"{path}: {error.strerror}"
         raise LeftFileError(message) from error
