@@ -1,9 +1,10 @@
 """Is what workers recorded what was committed, in every bucket, when collectors are killed while they work?
 
 A round is one life of a collector: it starts, is killed (SIGKILL) at a random moment of its first two seconds,
-its start included, and the next one goes on with its journal. Workers record all the time as fast as they can, the same
-thousand rows again and again, so that what they recorded follows from how often. Durations are multiples of 2**-20 s:
-their sums are exact in any order, and compared to the last bit; those of the rates of single transfers are not.
+its start included, and the next one goes on with its journal. Workers record all the time, nearly without a pause, the
+same thousand rows again and again, so that what they recorded follows from how often. Durations are multiples of
+2**-20 s: their sums are exact in any order, and compared to the last bit; those of the rates of single transfers are
+not.
 
 ``python -m benchmarks faults`` does that as a soak. It measures nothing beside a peer: it exits with 1 if anything
 differs.
@@ -48,6 +49,9 @@ ROWS = 1_000
 FLUSH_SECONDS = 0.05  # twenty reports a second of each worker, so that every kill meets some of them
 END_SECONDS = 60.0
 NICE = 5  # of workers that fill every core: the collector comes up in half a second all the same
+
+PAUSE_SECONDS = 0.001
+"""After a thousand rows, or a worker with a core of its own records faster than any thread of it folds, and cuts."""
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -122,7 +126,7 @@ class Service:
         *,
         workers: int = 8,
         seed: int = 1,
-        pause: float = 0.0,
+        pause: float = PAUSE_SECONDS,
         enter: tuple[Enter, Enter] = (_nothing, _nothing),
         exporters: tuple[Exporter, ...] = (),
     ) -> None:
