@@ -29,7 +29,7 @@ SLOT_BYTES: Final = 512 << 10
 """A state: 64 reports of 4 kB and what is open; a larger one is saved without them, and is in process memory alone."""
 
 ROW_AREA_BYTES: Final = 1 << 20
-"""26,000 rows of four values: a checkpoint every 0.1 s then empties it in time up to 200,000 a second."""
+"""26,000 rows of four values; there are two areas in turn."""
 
 COUNTER_AREA_BYTES: Final = 64 << 10
 MAX_LEFT: Final = 256
