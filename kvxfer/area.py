@@ -1,6 +1,7 @@
 """Areas of shared memory to which a worker appends rows, and what stands for the list that rows wait in elsewhere.
 
-An area begins with a header and holds rows of float64, each behind a last value that says that it is there, and whole.
+An area begins with a header and holds rows of float64. Where nothing is written all bits are set, which no number has:
+of a process that is killed while it writes, the last row is known to be torn, in whatever order its words were stored.
 Appending is one C call on one mmap, atomic under the GIL. Where an area's rows begin to count is said by the saved
 state, as the number of rows that are in it already (a floor, counted since the worker began), and by the header, as the
 number of those that were removed.
@@ -23,7 +24,7 @@ AREA: Final = struct.Struct("<8sQQII200s")
 """Magic, bytes of the area, rows removed, values of a row, bytes of the name, the name."""
 
 _ROWS_REMOVED_AT: Final = 16
-_WHOLE: Final = 1.0
+_UNWRITTEN: Final = b"\xff"
 
 
 class Area:
@@ -32,11 +33,12 @@ class Area:
     __slots__ = ("_base", "_memory", "_read", "_row_bytes", "_stopped_at", "_taken", "_width", "name", "write")
 
     def __init__(self, name: str, width: int, memory: "mmap.mmap") -> None:
-        """Append from the first row on."""
+        """Append from the first row on, to a memory that is empty."""
         self.name = name
         self._width = width
-        self._row_bytes = 8 * (width + 1)
+        self._row_bytes = 8 * width
         self._memory = memory
+        memory[AREA.size :] = _UNWRITTEN * (len(memory) - AREA.size)
         memory.seek(AREA.size)
         self.write: Callable[[bytes], object] = memory.write
         """Appends a row, or raises ValueError where there is no room."""
@@ -70,8 +72,7 @@ class Area:
     def read(self) -> list[float]:
         """The values of all rows that wait, which `take` then takes."""
         self._read = self.end() - self._taken
-        rows = rows_in(self._memory, self._width, self._taken, self._read)
-        values: list[float] = rows[:, : self._width].ravel().tolist()
+        values: list[float] = rows_in(self._memory, self._width, self._taken, self._read).ravel().tolist()
         return values
 
     def take(self) -> int:
@@ -84,14 +85,14 @@ class Area:
         """Take no more rows."""
         first = self.end()
         self._memory.seek(len(self._memory))  # no thread appends from now on; one may have until now
-        self._stopped_at = first + num_whole(rows_in(self._memory, self._width, first))
+        self._stopped_at = first + len(whole(rows_in(self._memory, self._width, first)))
 
     def resume(self) -> None:
         """Empty a stopped area, whose rows are all in a saved state, and append to it again."""
         if self._stopped_at is None:
             return
         # In this order a kill in between leaves no row that counts twice: above the floor there are none.
-        self._memory[AREA.size :] = bytes(len(self._memory) - AREA.size)
+        self._memory[AREA.size :] = _UNWRITTEN * (len(self._memory) - AREA.size)
         self._base += self._stopped_at
         self._memory[_ROWS_REMOVED_AT : _ROWS_REMOVED_AT + 8] = struct.pack("<Q", self._base)
         self._taken, self._stopped_at = 0, None
@@ -110,7 +111,7 @@ class SharedPending:
         """Wait in process memory until there are areas; ``nudge`` asks to be folded soon."""
         self.name = name
         self.width = width
-        self.pack = struct.Struct(f"<{width + 1}d").pack
+        self.pack = struct.Struct(f"<{width}d").pack
         self.areas: list[Area] = []
         self.spill: list[Any] = []
         self._nudge = nudge
@@ -129,7 +130,7 @@ class SharedPending:
     def overflow(self, row: tuple[Any, ...]) -> None:
         """Add a row that `write` did not take: there is no room, or something is no number, which the fold refuses."""
         try:
-            packed = self.pack(*row, _WHOLE)
+            packed = self.pack(*row)
             self._nudge()
             for write in (self.write, *(area.write for area in self.areas if area.is_unused)):
                 try:
@@ -152,7 +153,7 @@ class SharedPending:
     def extend(self, row: tuple[Any, ...]) -> None:
         """Add one row."""
         try:
-            self.write(self.pack(*row, _WHOLE))
+            self.write(self.pack(*row))
         except Exception:  # noqa: BLE001 - recording never raises
             self.overflow(row)
 
@@ -195,16 +196,17 @@ def _refuse(row: bytes) -> NoReturn:
 
 
 def rows_in(area: "mmap.mmap | bytes", width: int, first: int, count: int | None = None) -> "NDArray[np.float64]":
-    """The rows of an area from ``first`` on with their marks, by default all that there is room for."""
-    room = (len(area) - AREA.size) // (8 * (width + 1)) - first
+    """The rows of an area from ``first`` on, by default all that there is room for."""
+    room = (len(area) - AREA.size) // (8 * width) - first
     count = room if count is None else min(count, room)
     if count <= 0:
-        return np.empty((0, width + 1))
-    offset = AREA.size + 8 * (width + 1) * first
-    return np.frombuffer(area, np.float64, count * (width + 1), offset).reshape(count, width + 1)
+        return np.empty((0, width))
+    return np.frombuffer(area, np.float64, count * width, AREA.size + 8 * width * first).reshape(count, width)
 
 
-def num_whole(rows: "NDArray[np.float64]") -> int:
-    """How many rows from the first one on are whole."""
-    torn = np.flatnonzero(rows[:, -1] != _WHOLE)
-    return int(torn[0]) if torn.size else len(rows)
+def whole(rows: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Those of the rows that were written: up to the last one, and without it where a part of it is missing."""
+    unwritten = rows.view(np.uint64) == np.iinfo(np.uint64).max
+    begun = np.flatnonzero(~unwritten.all(axis=1))
+    last = int(begun[-1]) if begun.size else -1
+    return rows[: last + (not unwritten[last].any())] if begun.size else rows[:0]

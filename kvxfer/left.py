@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from kvxfer.area import AREA, num_whole, rows_in
+from kvxfer.area import AREA, rows_in, whole
 from kvxfer.errors import EndpointError, KVXferError, PeerError
-from kvxfer.shared import AREAS_AT, MAGIC, SLOT, SLOT_BYTES, SLOTS_AT, directory_of
+from kvxfer.shared import AREAS_AT, MAGIC, SLOT, SLOT_BYTES, SLOTS_AT, directory_of, own_files
 from kvxfer.takeover import decode_worker, frames_of
 from kvxfer.transport import check_private
 
@@ -45,9 +45,9 @@ class LeftFiles:
             check_private(self._directory)
             for name in sorted(os.listdir(self._directory)):  # noqa: PTH208 - names
                 # Closing a file of this very process, which may publish too, would give its lock free.
-                if name.startswith((".", f"{os.getpid()}-")) or name in self._passed:
-                    continue
                 path = self._directory / name
+                if path in own_files or name in self._passed:
+                    continue
                 try:
                     content = _content_of_dead(path)
                     if content is not None:
@@ -86,8 +86,8 @@ def _content_of_dead(path: Path) -> bytes | None:
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_size > MAX_FILE_BYTES:
             message = f"{path} is no file of a worker"
             raise LeftFileError(message)
-        return os.pread(file, found.st_size, 0)
-    except OSError:
+        return os.pread(file, found.st_size, 0) if found.st_nlink else None  # else its worker has just removed it
+    except OSError:  # its worker lives
         return None
     finally:
         os.close(file)
@@ -119,5 +119,5 @@ def _areas(content: bytes, floors: dict[str, int]) -> Iterator[tuple[str, list[l
             return
         decoded = name[:name_bytes].decode(errors="replace")
         rows = rows_in(content[at : at + size], width, max(0, floors.get(decoded, 0) - removed))
-        yield decoded.rpartition("#")[0], rows[: num_whole(rows), :width].T.tolist()
+        yield decoded.rpartition("#")[0], whole(rows).T.tolist()
         at += size

@@ -129,8 +129,8 @@ class StatsPublisher:
         self._unsaved = True
         if self._is_shared:
             with self._never_harming():  # where there is no place for it, recording goes on in process memory
-                self._shared = SharedBuffer(self.endpoint, self.source.id)
-                self._save(self._shared, {})
+                first = encode_worker(SavedWorker(self._outbox.save(), {}))
+                self._shared = SharedBuffer(self.endpoint, self.source.id, first)
         count_publisher(1)
         self._finalizer = finalizer(self)
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)

@@ -177,7 +177,7 @@ def make(pending):
     pack = pending.pack
     def {name}({columns}):
         try:
-            pending.write(pack({columns}, 1.0))
+            pending.write(pack({columns}))
         except Exception:
             pending.overflow(({columns},))
     return {name}

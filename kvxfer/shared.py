@@ -9,6 +9,7 @@ and lies in a directory that only this user may enter.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -32,8 +33,8 @@ ROW_AREA_BYTES: Final = 1 << 20
 """26,000 rows of four values; there are two areas in turn."""
 
 COUNTER_AREA_BYTES: Final = 64 << 10
-MAX_LEFT: Final = 256
-"""Files that workers leave when no collector comes; one more is removed by who would leave it."""
+MAX_FILES: Final = 256
+"""Files of living workers and of dead ones that no collector has come for: a worker more gets none."""
 
 SLOTS_AT: Final = mmap.PAGESIZE
 SLOT: Final = struct.Struct("<QII")  # number, bytes, crc32
@@ -50,29 +51,41 @@ def directory_of(endpoint: str) -> Path:
     return SHARED_MEMORY / f"kvxfer-{os.getuid()}" / name
 
 
+own_files: Final[set[Path]] = set()
+"""Files of this process: its lock keeps nobody out who is in the same process, and is freed when one opens them there
+and closes them again."""
+
+
 class SharedBuffer:
     """The worker's end: a file, its slots and areas. Raises OSError where there is no place for it."""
 
-    def __init__(self, endpoint: str, source_id: str) -> None:
-        """Make the file; a collector sees it with the first `save`."""
+    def __init__(self, endpoint: str, source_id: str, state: bytes) -> None:
+        """Make the file, which has a name when it holds a first state: a worker killed before leaves nothing."""
         directory = _made(directory_of(endpoint))
-        self.path = directory / f"{os.getpid()}-{source_id}"
-        self._hidden: Path | None = directory / f".{self.path.name}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(self._hidden, flags, 0o600)
+        if len(os.listdir(directory)) >= MAX_FILES:  # noqa: PTH208 - a count
+            message = "as many workers as may be have left their files here: start a collector, which takes them over"
+            raise OSError(errno.EDQUOT, message, str(directory))
+        self.path = directory / source_id
+        self._file = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.posix_fallocate(self._file, 0, AREAS_AT)
             self._slots = mmap.mmap(self._file, AREAS_AT)
+            self._slots[: len(MAGIC)] = MAGIC
+            self._number = 0
+            self.save(state)
+            own_files.add(self.path)
+            # With a descriptor given this is linkat(2), which follows the link that /proc has.
+            os.link(f"/proc/self/fd/{self._file}", self.path, src_dir_fd=self._file, follow_symlinks=True)
         except OSError:
+            own_files.discard(self.path)
             os.close(self._file)
-            self._hidden.unlink()
             raise
-        self._slots[: len(MAGIC)] = MAGIC
         self._size = AREAS_AT
-        self._number = 0
         self._lock = threading.Lock()
         self._pending: dict[str, SharedPending] = {}
+        # Kept as long as the file: a map that goes closes a descriptor of it, and whichever is closed frees the lock.
+        self._maps: list[mmap.mmap] = []
 
     def pending(self, pending: SharedPending) -> SharedPending:
         """Let rows of this name wait in areas here; where there is no place left they wait in process memory.
@@ -90,12 +103,14 @@ class SharedBuffer:
         size = ROW_AREA_BYTES if width > 1 else COUNTER_AREA_BYTES
         os.posix_fallocate(self._file, self._size, size)
         memory = mmap.mmap(self._file, size, offset=self._size)
+        self._maps.append(memory)
+        self._size += size
+        area = Area(name, width, memory)
         encoded = name.encode()
         # The magic last: without it there is no area yet.
         memory[: AREA.size] = AREA.pack(b"", size, 0, width, len(encoded), encoded)
         memory[: len(MAGIC)] = MAGIC
-        self._size += size
-        return Area(name, width, memory)
+        return area
 
     def stop_crowded(self) -> None:
         """Before all that waits is folded: see `SharedPending.stop_crowded`."""
@@ -121,9 +136,6 @@ class SharedBuffer:
         body = start + SLOT.size
         self._slots[body : body + len(state)] = state
         self._slots[start:body] = SLOT.pack(self._number, len(state), zlib.crc32(state))
-        if self._hidden is not None:
-            self._hidden.rename(self.path)
-            self._hidden = None
         return True
 
     def abandon(self) -> list[SharedPending]:
@@ -131,19 +143,19 @@ class SharedBuffer:
         for pending in self._pending.values():
             pending.detach()
             pending.spill.clear()
+        own_files.discard(self.path)
         os.close(self._file)
         return list(self._pending.values())
 
-    def close(self, *, keep: bool) -> bool:
-        """Give the file free, to whom it is left, or remove it; whether it was left."""
-        path = self._hidden or self.path
-        left = keep and self._hidden is None and len(os.listdir(path.parent)) <= MAX_LEFT  # noqa: PTH208 - a count
+    def close(self, *, keep: bool) -> None:
+        """Give the file free, to whom it is left, or remove it."""
+        if not keep:
+            self.path.unlink(missing_ok=True)
         for pending in list(self._pending.values()):
             pending.detach()
-        if not left:
-            path.unlink(missing_ok=True)
+        self._maps.clear()
         os.close(self._file)
-        return left
+        own_files.discard(self.path)
 
 
 def _made(directory: Path) -> Path:
