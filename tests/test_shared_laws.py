@@ -109,7 +109,7 @@ class Worker:
         for frame in [*self.arrived, *_frames(self.path, content, NOW)]:
             collector.feed(frame, NOW)
         pipeline = collector.pipeline(NOW)
-        assert (pipeline.reports_rejected, pipeline.reports_lost) == ({}, 0)
+        assert (pipeline.reports_rejected, pipeline.reports_lost, pipeline.observations_rejected) == ({}, 0, 0)
         groups = collector.snapshot(NOW).groups
         if not groups:
             return 0, 0
@@ -187,6 +187,19 @@ def test_a_row_of_which_a_word_was_not_written_is_not_there(word: int) -> None:
         third = AREAS_AT + AREA.size + 2 * ROW_BYTES + 8 * word
         content[third : third + 8] = b"\xff" * 8
         assert killed.collected(bytes(content)) == (2, 0)
+
+
+def test_rows_that_found_no_room_are_saved_with_the_next_look_and_then_there_is_room_again() -> None:
+    with worker() as killed:
+        for _ in range(3):
+            killed.transfers(300)
+            assert killed.num_spilled() > 10
+            killed.look(0)
+            assert killed.num_spilled() <= 1  # what another thread recorded before there was room
+            killed.look(0)
+            killed.transfers(100)
+            assert killed.num_spilled() == 0
+            killed.look(0)
 
 
 def test_a_state_too_large_for_its_slot_is_saved_without_reports_and_what_is_sent_after_it_is_not_counted_twice(

@@ -2,11 +2,12 @@
 
 ``multiprocessing.Pool(n, setup_worker, args)``, ``ProcessPoolExecutor(initializer=setup_worker, initargs=args)``,
 joblib's ``parallel_config(backend="loky", initializer=setup_worker, initargs=args)`` and, for dask,
-``dask_plugin(*args)``, where ``args`` are connector, endpoint and labels as `StatsPublisher` takes them. All workers of
-a pool get the same labels; host and pid, which every source has, tell them apart, so no rank is made up.
+``dask_plugin(*args)``, where ``args`` are connector, endpoint, labels and buffer as `StatsPublisher` takes them. All
+workers of a pool get the same labels; host and pid, which every source has, tell them apart, so no rank is made up.
 
 What a worker recorded is sent at every exit that runs exit handlers. A pool that is terminated (``with Pool(): ...``
-ends that way) kills its workers: ``close()`` and ``join()`` it, or call `flush_worker` at the end of a task.
+ends that way) kills its workers: ``close()`` and ``join()`` it, or call `flush_worker` at the end of a task, or record
+into shared memory (``buffer="shared"``), from which a collector on the same host takes what they had not sent.
 """
 
 import os
@@ -21,7 +22,9 @@ _publishers: Final[dict[int, StatsPublisher]] = {}
 _failures: Final[dict[int, KVXferError]] = {}
 
 
-def setup_worker(connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None) -> None:
+def setup_worker(
+    connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None, buffer: str = "process"
+) -> None:
     """Make this process publish; once it does, another call changes nothing.
 
     A worker that was forked from a publishing process publishes for itself. What `StatsPublisher` would raise is
@@ -30,7 +33,7 @@ def setup_worker(connector: str, endpoint: str | None = None, labels: Mapping[st
     if os.getpid() in _publishers:
         return
     try:
-        publisher = StatsPublisher(connector, endpoint, labels)
+        publisher = StatsPublisher(connector, endpoint, labels, buffer=buffer)
     except KVXferError as error:
         _failures[os.getpid()] = error
         return
@@ -64,7 +67,9 @@ def _own_publisher() -> StatsPublisher:
     raise RoleError(message)
 
 
-def dask_plugin(connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None) -> Any:  # noqa: ANN401
+def dask_plugin(
+    connector: str, endpoint: str | None = None, labels: Mapping[str, str] | None = None, buffer: str = "process"
+) -> Any:  # noqa: ANN401 - dask's plugin, as far as it is installed
     """A plugin for ``client.register_plugin(...)``; raises `KVXferError` where dask is not installed.
 
     Each worker publishes from its start on, and hands over what is left when it ends.
@@ -82,7 +87,7 @@ def dask_plugin(connector: str, endpoint: str | None = None, labels: Mapping[str
 
         def setup(self, worker: Any) -> None:  # noqa: ANN401 - dask's worker
             del worker
-            setup_worker(connector, endpoint, labels)
+            setup_worker(connector, endpoint, labels, buffer)
 
         def teardown(self, worker: Any) -> None:  # noqa: ANN401 - dask's worker
             del worker

@@ -1,21 +1,25 @@
 """Recording into shared memory: what a killed worker had not sent is counted, once, and nobody is harmed by it."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from workers import CONNECTOR, record_into, transfers, wait_until
+from workers import CONNECTOR, record, record_into, transfers, wait_until
 
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
+from kvxfer.integrations.pools import setup_worker
 from kvxfer.publisher import StatsPublisher
 from kvxfer.shared import directory_of
 
@@ -166,6 +170,56 @@ def test_where_there_is_no_place_recording_goes_on_in_process_memory(
         publisher.stats.record_failed_transfer()
     wait_until(lambda: transfers(collector) == 500)
     assert "kvxfer cannot publish" in caplog.text
+
+
+def lock_of(path: Path) -> str:
+    """Whether another process finds the file locked, as that of a living worker is."""
+    script = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    run = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, timeout=60, check=False)
+    return "locked" if "BlockingIOError" in run.stderr else f"free {run.stderr}"
+
+
+def test_a_worker_without_room_for_its_rows_is_not_taken_for_a_dead_one(
+    collector: Collector, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publisher = StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", linger=10)
+    fallocate, calls = os.posix_fallocate, iter(range(100))
+
+    def fallocate_once(file: int, start: int, size: int) -> None:
+        if next(calls) == 1:  # of the first row's two areas the second
+            raise OSError(errno.ENOSPC, "no space left on device")
+        fallocate(file, start, size)
+
+    monkeypatch.setattr("kvxfer.shared.os.posix_fallocate", fallocate_once)
+    record_into(publisher.stats, 500)
+    assert next(calls) == 2
+    assert lock_of(place / publisher.source.id) == "locked"
+    publisher.close()
+    assert transfers(collector) == 500
+
+
+def test_of_very_many_left_files_the_next_worker_adds_none(
+    collector: Collector, place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("kvxfer.shared.MAX_FILES", 1)
+    with (
+        StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", linger=10),
+        StatsPublisher(CONNECTOR, collector.endpoint, buffer="shared", linger=10) as second,
+    ):
+        assert len(list(place.iterdir())) == 1
+        record_into(second.stats, 500)
+    assert transfers(collector) == 500
+    assert "start a collector" in caplog.text
+
+
+def test_a_pool_that_is_terminated_loses_nothing_of_what_it_recorded(collector: Collector, place: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(
+        2, setup_worker, (CONNECTOR, collector.endpoint, None, "shared")
+    ) as pool:
+        pool.map(record, [50] * 20, chunksize=1)
+    pool.join()
+    wait_until(lambda: transfers(collector) == 1000)
+    wait_until(lambda: not list(place.iterdir()))
 
 
 def test_more_rows_than_there_is_room_for_are_all_counted(collector: Collector, place: Path) -> None:
