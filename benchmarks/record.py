@@ -60,7 +60,7 @@ def kvxfer_converting(quick: bool) -> float:  # noqa: FBT001 - the harness calls
 
 
 def kvxfer_shared(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
-    buffer = SharedBuffer(f"ipc:///benchmark-{os.getpid()}", "record")
+    buffer = SharedBuffer(f"ipc:///benchmark-{os.getpid()}", "record", state=b"")
     stats, rows = NixlConnectorStats(), _rows()
     stats.wait_in(lambda name, width: buffer.pending(SharedPending(name, width, lambda: None)))
 

@@ -68,8 +68,9 @@ def test_forks_of_a_parent_that_records_and_flushes_in_threads_lose_nothing_on_e
 
     def work(number: int) -> None:
         while not stop.is_set():
-            record_into(stats, 10)
-            recorded[number] += 10
+            record_into(stats, 100)
+            recorded[number] += 100
+            stop.wait(0.001)  # two threads that never pause are faster than their rows are folded: some would be cut
 
     def flush() -> None:
         while not stop.is_set():
