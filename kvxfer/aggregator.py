@@ -6,8 +6,10 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 
 import contextlib
 from collections import Counter as Tally
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from kvxfer.bulk import ROWS
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import (
     ConfigError,
@@ -18,7 +20,8 @@ from kvxfer.errors import (
 )
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
-from kvxfer.opening import cause_of, class_of_somebody_else, merged, open_stats
+from kvxfer.opening import cause_of, class_of_somebody_else, open_stats
+from kvxfer.packed import PackedReport, Sum, add_up, open_all
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
@@ -81,11 +84,27 @@ class Aggregator:
 
     def feed(self, frame: bytes, now: float) -> bool:
         """Take one frame of a peer, whatever is in it; whether it changed what is to be kept."""
-        message: Report | Goodbye | None = None
+        return bool(self.feed_all([frame], now))
+
+    def feed_all(self, frames: Sequence[bytes], now: float) -> list[bytes]:
+        """Take frames in their order, which costs far less than one by one; those that changed what is to be kept."""
+        taken: list[bytes] = []
+        for start in range(0, len(frames), ROWS):
+            some = frames[start : start + ROWS]
+            messages = [_decoded(frame) for frame in some]
+            packed = open_all(messages)
+            feeding = zip(some, messages, packed, strict=True)
+            taken += [frame for frame, message, part in feeding if self._feed(message, part, now)]
+            for batch in {id(part.batch): part.batch for part in packed if part is not None}.values():
+                batch.add_up()
+        return taken
+
+    def _feed(self, message: Report | Goodbye | KVXferError, part: PackedReport | None, now: float) -> bool:
         try:
-            message = decode(frame)
             if isinstance(message, Report):
-                return self._take(message, now)
+                return self._take(message, part, now)
+            if isinstance(message, KVXferError):
+                raise message
             self.sources.part(message, now)
             self._forget_evicted()
         except KVXferError as error:
@@ -127,33 +146,52 @@ class Aggregator:
         with contextlib.suppress(PeerError):
             self.sources.subscribed(source_of_topic(subscription))
 
-    def _take(self, report: Report, now: float) -> bool:
+    def _take(self, report: Report, part: PackedReport | None, now: float) -> bool:
         known = self.sources.get(report.source)
         if known is not None and known.taken.holds(report.seq):
             self.sources.take(known, report, now)
             self._duplicate += 1
             return False
-        stats = open_stats(report)  # first, since what cannot be read makes no source known
-        with class_of_somebody_else():
-            self._check_room(report, stats)
+        # First, since what cannot be read makes no source known.
+        stats = self._opened(report) if part is None else part
         known = self._admitted(report, now)
         self.sources.take(known, report, now)
         known.clock_offset = now - report.end
         self._received += 1
-        self._count_in(report, known, stats)
+        self._cut = min(self._cut + report.cut, _MOST)
+        self._count_in(report.connector, known, stats)
         return True
+
+    def _opened(self, report: Report) -> KVConnectorStats:
+        stats = open_stats(report)
+        with class_of_somebody_else():
+            self._check_room(report, stats)
+        return stats
 
     def _admitted(self, report: Report, now: float) -> KnownSource:
         known = self.sources.admit(report.source, now)
         self._forget_evicted()
         return known
 
-    def _count_in(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
-        self._cut = min(self._cut + report.cut, _MOST)
-        with class_of_somebody_else():
-            self._rejected_observations = min(self._rejected_observations + stats.num_rejected(), _MOST)
-            if not stats.is_empty():
-                self._merge(report, known, stats)
+    def _count_in(self, connector: str, known: KnownSource, part: KVConnectorStats | PackedReport) -> None:
+        if isinstance(part, PackedReport):
+            self._add(connector, known, part)
+        else:
+            with class_of_somebody_else():
+                self._add(connector, known, part)
+
+    def _add(self, connector: str, known: KnownSource, part: KVConnectorStats | PackedReport) -> None:
+        self._rejected_observations = min(self._rejected_observations + part.num_rejected(), _MOST)
+        if part.is_empty():
+            return
+        group = known.groups.get(connector)
+        if group is None:
+            group = known.groups[connector] = self._groups.of(known.source, connector)
+        group.ranks.add(known.encoded)  # the one object that is kept anyway
+        group.open.add(part)
+        view = known.open.get(connector) or self._view_of(connector, known)
+        if view is not None:
+            view.own(part)
 
     def _check_room(self, report: Report, stats: KVConnectorStats) -> None:
         """Raise `IntervalFullError` where stats that only grow have grown too far in this interval."""
@@ -163,17 +201,18 @@ class Aggregator:
                 message = f"{report.connector} keeps lists, of which {MAX_GROWING_BYTES} bytes came in one interval"
                 raise IntervalFullError(message)
 
-    def _merge(self, report: Report, known: KnownSource, stats: KVConnectorStats) -> None:
-        group = self._groups.of(known.source, report.connector)
-        group.stats = merged(group.stats, stats)
-        group.ranks.add(known.encoded)  # the one object that is kept anyway
-        place = Place(known.encoded, report.connector)
-        if place not in self._viewed and len(self._viewed) >= self._config.max_source_views:
-            self._make_room_for_a_view()
-        if place in self._viewed or len(self._viewed) < self._config.max_source_views:
-            held = known.stats.get(report.connector)
-            known.stats[report.connector] = stats if held is None else held.aggregate(stats)
-            self._viewed[place] = self._touched[place] = known
+    def _view_of(self, connector: str, known: KnownSource) -> Sum | None:
+        """What a source reports in this interval by itself; None where there are views enough."""
+        place = Place(known.encoded, connector)
+        if place not in self._viewed:
+            if len(self._viewed) >= self._config.max_source_views:
+                self._make_room_for_a_view()
+            if len(self._viewed) >= self._config.max_source_views:
+                return None
+            self._viewed[place] = known
+        self._touched[place] = known
+        known.open[connector] = view = Sum()
+        return view
 
     def _make_room_for_a_view(self) -> None:
         ended = (place for place, known in self._viewed.items() if known.is_gone)
@@ -195,26 +234,26 @@ class Aggregator:
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
         self.sources.expire(now)
-        views = []
-        for place, known in self._touched.items():
-            stats = known.stats.pop(place.connector)
-            views.append(self._view(known, place.connector, stats, now))
-            total = self._added(known.totals.get(place.connector), stats)
-            if total is not None:
-                known.totals[place.connector] = total
-        open_groups = [
-            (key, group, group.stats) for key, group in self._groups.by_key.items() if group.stats is not None
-        ]
+        add_up(known.open[place.connector] for place, known in self._touched.items())
         groups = tuple(
-            Group(key.connector, self._groups.labels(key), stats, len(group.ranks)) for key, group, stats in open_groups
+            Group(key.connector, self._groups.labels(key), stats, len(group.ranks))
+            for key, group in self._groups.by_key.items()
+            if (stats := group.open.stats) is not None
         )
-        silent = self.sources.silent(now)
-        interval = Interval(self._start, now, groups, tuple(views), self.pipeline(now), silent)
-        for _, group, stats in open_groups:
-            group.totals = self._added(group.totals, stats)
+        views = tuple(
+            self._view(known, place.connector, stats, now)
+            for place, known in self._touched.items()
+            if (stats := known.open[place.connector].stats) is not None
+        )
+        interval = Interval(self._start, now, groups, views, self.pipeline(now), self.sources.silent(now))
+        for group in self._groups.by_key.values():
+            self._add_to(group.totals, group.open.stats)
             # Not those that reported, were gone and made room within this interval: nobody would forget them later.
             group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
-            group.stats, group.ranks = None, set()
+            group.open, group.ranks = Sum(), set()
+        for place, known in self._touched.items():
+            stats = known.open.pop(place.connector).stats
+            self._add_to(known.totals.setdefault(place.connector, Sum()), stats)
         self._touched = {}
         self._growing_bytes = 0
         self._start = now
@@ -225,9 +264,11 @@ class Aggregator:
 
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups = ((key, group, self._sum(group.totals, group.stats)) for key, group in self._groups.by_key.items())
+        groups = (
+            (key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items()
+        )
         views = (
-            (place, known, self._sum(known.totals.get(place.connector), known.stats.get(place.connector)))
+            (place, known, self._sum(*(held.get(place.connector) for held in (known.totals, known.open))).stats)
             for place, known in self._viewed.items()
         )
         return Interval(
@@ -247,21 +288,22 @@ class Aggregator:
         state = self.sources.state(known, now).value
         return SourceView(known.source, connector, stats, known.clock_offset, known.last_seen, state)
 
-    def _sum(self, *parts: KVConnectorStats | None) -> KVConnectorStats | None:
-        """The sum of the parts, which stay as they are; None where there is none."""
-        total: KVConnectorStats | None = None
+    def _sum(self, *parts: Sum | None) -> Sum:
+        """The sum of the parts, which stay as they are."""
+        total = Sum()
         for part in parts:
-            total = total if part is None else self._added(total, part)
+            if part is not None:
+                self._add_to(total, part.stats)
         return total
 
-    def _added(self, total: KVConnectorStats | None, stats: KVConnectorStats) -> KVConnectorStats | None:
-        """The total with stats that stay as they are, without those that only grow; a class that fails is counted."""
+    def _add_to(self, total: Sum, stats: KVConnectorStats | None) -> None:
+        """Add stats that stay as they are, unless they only grow; a class that fails is counted."""
         try:
             with class_of_somebody_else():
-                return merged(total, stats) if stats.is_bounded() else total
+                if stats is not None and stats.is_bounded():
+                    total.add(stats)
         except KVXferError as error:
             self.reject(error)
-            return total
 
     def pipeline(self, now: float) -> Pipeline:
         """What the pipeline counts of itself."""
@@ -334,8 +376,8 @@ class Aggregator:
         self.sources.num_lost = state.lost
         for saved_source in state.sources:
             known = self.sources.add(KnownSource.restored(saved_source, self._start))
-            self._viewed |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.stats)}
-            self._touched |= {Place(known.encoded, connector): known for connector in known.stats}
+            self._viewed |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.open)}
+            self._touched |= {Place(known.encoded, connector): known for connector in known.open}
         self._groups.restore(state.groups, [source.encoded for source in state.sources])
         for frame in state.carried:
             try:
@@ -347,10 +389,19 @@ class Aggregator:
         report = decode(frame)
         if isinstance(report, Report):
             stats = open_stats(report)
-            self._count_in(report, self._admitted(report, self._start), stats)
+            known = self._admitted(report, self._start)
+            self._count_in(report.connector, known, stats)
 
     def resume(self, now: float) -> None:
         """Go on at ``now`` with what was restored: nobody was silent meanwhile, and no clock turned back stops it."""
         self.sources.greet(now)
         self._begin, self._start = min(self._begin, now), min(self._start, now)
         self.due = min(self.due, now + self._config.interval_seconds)
+
+
+def _decoded(frame: bytes) -> Report | Goodbye | KVXferError:
+    """The message in a frame, or why there is none."""
+    try:
+        return decode(frame)
+    except KVXferError as error:
+        return error

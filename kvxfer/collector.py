@@ -191,7 +191,7 @@ class Collector:
     def _take(self, frames: list[bytes]) -> None:
         now = self._clock.now()
         with self._lock:
-            taken = [frame for frame in frames if self._aggregator.feed(frame, now)]
+            taken = self._aggregator.feed_all(frames, now)
             for subscription in self._sockets.subscriptions():
                 self._aggregator.subscribed(subscription)
         self._commits.note(taken, now)

@@ -3,15 +3,13 @@
 No socket, no clock, no thread; who reports and what a report holds is the aggregator's affair.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from kvxfer.config import CollectorConfig
+from kvxfer.packed import Sum
 from kvxfer.saved import NOTHING, SavedGroup, load_stats, save_stats
 from kvxfer.states import OTHER
 from kvxfer.wire import Source
-
-if TYPE_CHECKING:
-    from kvxfer.stats import KVConnectorStats
 
 
 class GroupKey(NamedTuple):
@@ -22,14 +20,14 @@ class GroupKey(NamedTuple):
 
 
 class KnownGroup:
-    """What a group holds: stats and ranks of the open interval, totals and ranks of the closed ones."""
+    """What a group holds: sum and ranks of the open interval, sum and ranks of the closed ones."""
 
-    __slots__ = ("ranks", "stats", "total_ranks", "totals")
+    __slots__ = ("open", "ranks", "total_ranks", "totals")
 
     def __init__(self) -> None:
         """Begin with nothing."""
-        self.stats: KVConnectorStats | None = None
-        self.totals: KVConnectorStats | None = None
+        self.open = Sum()
+        self.totals = Sum()
         self.ranks: set[bytes] = set()
         self.total_ranks: set[bytes] = set()
 
@@ -82,21 +80,17 @@ class Groups:
             if is_read:
                 known = self.by_key.setdefault(GroupKey(group.connector, group.labels), known)
                 # A group is saved twice where its connector was registered after what was saved before had been read.
-                known.stats, known.totals = _sum(known.stats, stats), _sum(known.totals, totals)
+                for held, part in ((known.open, stats), (known.totals, totals)):
+                    if part is not None:
+                        held.own(part)
             else:
                 self._carried.append((group, known))
             known.ranks |= {sources[number] for number in group.ranks}
             known.total_ranks |= {sources[number] for number in group.total_ranks}
 
 
-def _sum(one: "KVConnectorStats | None", other: "KVConnectorStats | None") -> "KVConnectorStats | None":
-    if one is None or other is None:
-        return other if one is None else one
-    return one.aggregate(other)
-
-
 def _saved(key: GroupKey, group: KnownGroup, positions: dict[bytes, int]) -> SavedGroup:
-    stats, totals = (NOTHING if part is None else save_stats(part) or NOTHING for part in (group.stats, group.totals))
+    stats, totals = (save_stats(part.stats) or NOTHING for part in (group.open, group.totals))
     return SavedGroup(key.connector, key.labels, stats, totals, *_numbered(group, positions))
 
 

@@ -77,7 +77,7 @@ class Histogram:
     def _note(self, count: int, total: float, smallest: float, largest: float) -> None:
         self.count += count
         # A sum beyond all floats stays a number, so that it can be sent and read.
-        self.sum = min(self.sum + total, _LARGEST)
+        self.sum = bounded(self.sum + total)
         self.min = min(self.min, smallest)
         self.max = max(self.max, largest)
 
@@ -112,9 +112,14 @@ class Histogram:
         return min(max(middle(bucket), self.min), self.max)
 
 
+def bounded(total: float) -> float:
+    """A sum, which beyond all floats stays a number: the largest one."""
+    return min(total, _LARGEST)
+
+
 def _bounded_sum(values: NDArray[np.float64]) -> float:
     with np.errstate(over="ignore"):
-        return min(float(values.sum()), _LARGEST)
+        return bounded(float(values.sum()))
 
 
 def histograms_of_rows(table: NDArray[np.float64]) -> list[Histogram] | None:

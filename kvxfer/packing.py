@@ -17,7 +17,7 @@ byte  meaning
 import math
 import sys
 from struct import Struct
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ HISTOGRAM: Final = 1
 WHOLE: Final = 128
 
 _HEADER: Final = Struct("<BBQdddi")
+HEADER: Final = np.dtype(
+    [("form", "u1"), ("sizes", "u1"), ("zeros", "<u8"), *((name, "<f8") for name in ("sum", "min", "max")), ("offset", "<i4")]
+)
+"""The same, for many at once."""
+
 _UNSIGNED: Final = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
 # One report that claims more transfers than a worker makes in years is not believed, and 1,000,000 of the
 # largest ones still add up within 63 bits.
@@ -101,19 +106,28 @@ def _unpack_histogram(packed: bytes) -> Histogram:
     histogram.sum, histogram.min, histogram.max = total, smallest, largest
     # In floats, since the counts of a liar overflow an integer (and turn negative in int64).
     count = zeros + float(counts.sum(dtype=np.float64))
-    plausible = (
-        0 < count < _MOST
-        and counts.min(initial=0) >= 0
-        and LOWEST_INDEX <= offset <= offset + counts.size <= HIGHEST_INDEX + 1
-        and 0 <= smallest <= largest < math.inf
-        and min(smallest * count * (1 - _SLACK), sys.float_info.max) <= total <= largest * count * (1 + _SLACK)
-        and total < math.inf
-    )
-    if not plausible:
+    if counts.min(initial=0) < 0 or not is_plausible(count, offset, offset + counts.size, total, smallest, largest):
         message = f"a histogram of {count:.0f} values with sum {total}, min {smallest}, max {largest}"
         raise ImplausibleError(message)
     histogram.count = int(count)
     return histogram
+
+
+def is_plausible(count: Any, offset: Any, end: Any, total: Any, smallest: Any, largest: Any) -> Any:  # noqa: ANN401, PLR0913
+    """Whether there can be such a histogram, with buckets from ``offset`` to ``end``; of numbers, or of arrays of them."""
+    return (
+        (count > 0)
+        & (count < _MOST)
+        & (offset >= LOWEST_INDEX)
+        & (end <= HIGHEST_INDEX + 1)
+        & (smallest >= 0)
+        & (smallest <= largest)
+        & (largest < math.inf)
+        # A sum beyond all floats is sent as the largest one.
+        & ((smallest * (1 - _SLACK) * count <= total) | (total == sys.float_info.max))
+        & (total <= largest * (1 + _SLACK) * count)
+        & (total < math.inf)
+    )
 
 
 def _unpack_counts(packed: bytes, count_size: int, gap_size: int) -> NDArray[np.int64]:

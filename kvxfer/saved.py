@@ -143,8 +143,10 @@ def decode_counts(saved: bytes) -> SavedCounts:
         raise JournalError(message) from error
 
 
-def save_stats(stats: KVConnectorStats) -> msgspec.Raw | None:
-    """The payload of stats without loss, None where their own class cannot give it."""
+def save_stats(stats: KVConnectorStats | None) -> msgspec.Raw | None:
+    """The payload of stats without loss, None where there are none or their own class cannot give it."""
+    if stats is None:
+        return None
     try:
         return encode_payload(stats.to_dict())
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing

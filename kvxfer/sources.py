@@ -5,17 +5,15 @@ No socket, no clock, no thread; what they observed is the aggregator's affair.
 
 from collections import Counter as Tally
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
+from kvxfer.groups import KnownGroup
+from kvxfer.packed import Sum
 from kvxfer.saved import SavedSource, load_stats, save_stats
 from kvxfer.seqs import TakenSeqs
 from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
-
-if TYPE_CHECKING:
-    from kvxfer.stats import KVConnectorStats
-
 
 MAX_STRANGERS: Final = 4096
 """Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""
@@ -40,17 +38,29 @@ class TooManySourcesError(PeerError):
 
 
 class KnownSource:
-    """What is known of one source; ``stats`` of the open interval and ``totals`` of the closed ones, by connector."""
+    """What is known of one source; by connector its group, and the sums of the open interval and of the closed ones."""
 
-    __slots__ = ("clock_offset", "encoded", "final_seq", "last_seen", "lost", "source", "stats", "taken", "totals")
+    __slots__ = (
+        "clock_offset",
+        "encoded",
+        "final_seq",
+        "groups",
+        "last_seen",
+        "lost",
+        "open",
+        "source",
+        "taken",
+        "totals",
+    )
 
     def __init__(self, source: Source, encoded: bytes, now: float) -> None:
         """Begin with nothing taken."""
         self.source = source
         self.encoded = encoded
         self.taken = TakenSeqs()
-        self.stats: dict[str, KVConnectorStats] = {}
-        self.totals: dict[str, KVConnectorStats] = {}
+        self.groups: dict[str, KnownGroup] = {}
+        self.open: dict[str, Sum] = {}
+        self.totals: dict[str, Sum] = {}
         self.clock_offset = 0.0
         self.last_seen = now
         self.final_seq: int | None = None
@@ -69,8 +79,8 @@ class KnownSource:
         """All that is known, for `restored`; stats that their own class cannot give are left out."""
         above = self.taken.above
         stats, totals = (
-            {connector: payload for connector, part in parts.items() if (payload := save_stats(part)) is not None}
-            for parts in (self.stats, self.totals)
+            {connector: payload for connector, part in parts.items() if (payload := save_stats(part.stats)) is not None}
+            for parts in (self.open, self.totals)
         )
         return SavedSource(
             self.encoded,
@@ -89,9 +99,9 @@ class KnownSource:
         known = cls(decode_source(saved.encoded), saved.encoded, now)
         known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
         known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
-        for held, parts in ((known.stats, saved.stats), (known.totals, saved.totals)):
+        for held, parts in ((known.open, saved.stats), (known.totals, saved.totals)):
             loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
-            held |= {connector: stats for connector, stats in loaded.items() if stats is not None}
+            held |= {connector: Sum(stats) for connector, stats in loaded.items() if stats is not None}
         return known
 
 

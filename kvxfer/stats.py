@@ -196,6 +196,14 @@ class TransferStats(KVConnectorStats):
 
     # --- building
 
+    @classmethod
+    def of(cls, states: Mapping[str, State]) -> "TransferStats":
+        """Stats that hold these states of their fields, which are theirs from here on."""
+        stats = cls()
+        for name, state in states.items():
+            stats._join(name, state)
+        return stats
+
     def _load(self, payload: Mapping[str, Any]) -> None:
         rest = dict(payload)
         for name, row in self.rows.items():
@@ -268,13 +276,10 @@ class TransferStats(KVConnectorStats):
 
         ``for_report``: what a report would carry as a histogram becomes one at once, which is cheaper.
         """
-        taken = type(self)()
         with self._lock:
             self._fold(for_report=for_report)
-            parts = [(name, state.drain()) for name, state in self.data.items() if not state.is_empty]
-        for name, part in parts:
-            taken._join(name, part)
-        return taken
+            parts = {name: state.drain() for name, state in self.data.items() if not state.is_empty}
+        return self.of(parts)
 
     def drain_cut(self) -> int:
         """Take the number of rows that came faster than they could be folded, and were dropped."""

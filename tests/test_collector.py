@@ -189,7 +189,7 @@ def test_a_collector_that_fails_gives_its_endpoint_free(ipc_endpoint: str, monke
         raise ZeroDivisionError(arguments)
 
     collector = Collector(config(ipc_endpoint))
-    monkeypatch.setattr(Aggregator, "feed", feed)
+    monkeypatch.setattr(Aggregator, "feed_all", feed)
     try:
         send(ipc_endpoint, report(1))
         with pytest.raises(ZeroDivisionError):

@@ -1,0 +1,244 @@
+"""Reports of declared stats as they come, packed: opened, checked and added up many at a time.
+
+Law: what is added up here equals the stats that their class builds of each report, merged one by one. What has another
+form than the usual one, or a class that does a part of this in its own way, is left to `opening.open_stats`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import Annotated, Any, Final, NamedTuple, TypeAlias
+
+import msgspec
+import numpy as np
+
+from kvxfer.bulk import ROWS, Column
+from kvxfer.connectors.base import Connector
+from kvxfer.errors import KVXferError
+from kvxfer.factory import KVConnectorFactory
+from kvxfer.fields import Counter, Distribution
+from kvxfer.opening import merged
+from kvxfer.states import CounterState, State
+from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.wire import Report
+
+Payload: TypeAlias = Any
+"""An opened payload: a struct with the packed distributions of its class as bytes, and its counters."""
+
+MAX_WAITING: Final = 16
+"""Reports that wait to be added up, of one source or group: those of an interval, 30 kB."""
+
+FEW: Final = 8
+"""Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
+
+_REJECTED: Final = TransferStats.rejected_observations.name
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+_OUR_METHODS: Final = ("__init__", "_load", "aggregate", "is_empty", "num_rejected", "is_bounded", "copy")
+
+
+class Form:
+    """What payloads of a class look like that hold nothing but packed distributions and counters, without labels."""
+
+    def __init__(self, stats_class: type[TransferStats]) -> None:
+        """Read the declaration."""
+        # Rows first, as stats have their states: what is added up is then saved in the same bytes.
+        rows = {field.name: field for row in stats_class.rows.values() for field in (*row.columns, row.rate) if field}
+        plain = {name: declared for name, declared in (rows | stats_class.fields).items() if not declared.labels}
+        self.stats_class = stats_class
+        self.distributions = tuple(name for name, declared in plain.items() if isinstance(declared, Distribution))
+        self.counters = (*(name for name, declared in plain.items() if isinstance(declared, Counter)), _REJECTED)
+        fields: list[Any] = [(name, bytes, b"") for name in self.distributions]
+        fields += [(name, _Count, 0) for name in self.counters]
+        struct = msgspec.defstruct(stats_class.__name__, fields, forbid_unknown_fields=True, frozen=True, gc=False)
+        self.nothing = struct()
+        self._decoder = msgspec.msgpack.Decoder(struct)
+
+    def open(self, payload: msgspec.Raw) -> Payload | None:
+        """The payload, opened but not checked; None where it has another form."""
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+            return None
+
+
+def form_of(connector: str) -> Form | None:
+    """The form of a connector's payloads; None where there is none that its class does not know alone."""
+    try:
+        found: Any = KVConnectorFactory.get_connector_class_by_name(connector)
+    except KVXferError:
+        return None
+    return _form_of_class(found)
+
+
+@lru_cache(maxsize=256)
+def _form_of_class(connector: Any) -> Form | None:  # noqa: ANN401 - a connector's class
+    build = getattr(connector.build_kv_connector_stats, "__func__", None)
+    stats_class = getattr(connector, "stats_class", object)
+    if build is not Connector.build_kv_connector_stats.__func__ or not issubclass(stats_class, TransferStats):  # type: ignore[attr-defined]
+        return None
+    is_plain = all(getattr(stats_class, name) is getattr(TransferStats, name) for name in _OUR_METHODS)
+    return Form(stats_class) if is_plain else None
+
+
+class Batch:
+    """Up to `bulk.ROWS` payloads of one form; ``plausible`` tells of each whether its class would take it."""
+
+    def __init__(self, form: Form, payloads: Sequence[Payload]) -> None:
+        """Check the payloads."""
+        self.form = form
+        self.payloads = payloads
+        fields = list(zip(*map(msgspec.structs.astuple, payloads), strict=True))
+        distributions, counters = fields[: len(form.distributions)], fields[len(form.distributions) :]
+        self._columns = [
+            (name, Column(parts)) for name, parts in zip(form.distributions, distributions, strict=True) if any(parts)
+        ]
+        self._counters = [
+            (name, np.array(counts, object)) for name, counts in zip(form.counters, counters, strict=True) if any(counts)
+        ]
+        self.plausible = np.ones(len(payloads), np.bool_)
+        for _, column in self._columns:
+            self.plausible &= column.plausible
+        self._runs: defaultdict[Sum, list[int]] = defaultdict(list)
+
+    def sums(self, runs: Sequence[Sequence[int]]) -> list[TransferStats]:
+        """The sum of the payloads of each run: their numbers, plausible ones, at least one."""
+        if not runs:
+            return []
+        order = np.array([row for rows in runs for row in rows], np.intp)
+        starts = [0, *accumulate(map(len, runs))][:-1]
+        found: list[dict[str, State]] = [{} for _ in runs]
+        for name, column in self._columns:
+            for states, state in zip(found, column.sums(order, starts), strict=True):
+                if state is not None:
+                    states[name] = state
+        for name, counts in self._counters:
+            for states, count in zip(found, np.add.reduceat(counts[order], starts), strict=True):
+                counter = CounterState()
+                counter.count(count)
+                states[name] = counter
+        return [self.form.stats_class.of(states) for states in found]
+
+    def add(self, row: int, to: "Sum") -> None:
+        """Note that a payload is to be added to a sum."""
+        self._runs[to].append(row)
+
+    def add_up(self) -> None:
+        """Add what was noted: of many payloads at once, a few wait in their sum."""
+        many = {each: rows for each, rows in self._runs.items() if len(rows) >= FEW}
+        for each, stats in zip(many, self.sums(list(many.values())), strict=True):
+            each.own(stats)
+        few = self._runs.keys() - many.keys()
+        for each in few:
+            each.wait(self.form, [self.payloads[row] for row in self._runs[each]])
+        add_up(each for each in few if each.num_waiting >= MAX_WAITING)
+        self._runs.clear()
+
+
+class PackedReport(NamedTuple):
+    """One report of a batch."""
+
+    batch: Batch
+    row: int
+
+    def num_rejected(self) -> int:
+        """Observations that were refused."""
+        return int(self.batch.payloads[self.row].rejected_observations)
+
+    def is_empty(self) -> bool:
+        """Whether it says nothing but that its publisher lives."""
+        return bool(self.batch.payloads[self.row] == self.batch.form.nothing)
+
+
+def open_all(messages: Sequence[object]) -> list[PackedReport | None]:
+    """Of each of up to `bulk.ROWS` messages, the report where it is packed and plausible."""
+    found: list[PackedReport | None] = [None] * len(messages)
+    forms: dict[str, Form | None] = {}
+    opened: defaultdict[Form, list[tuple[int, Payload]]] = defaultdict(list)
+    for number, message in enumerate(messages):
+        if isinstance(message, Report):
+            if message.connector not in forms:
+                forms[message.connector] = form_of(message.connector)
+            form = forms[message.connector]
+            payload = None if form is None else form.open(message.payload)
+            if payload is not None and form is not None:
+                opened[form].append((number, payload))
+    for form, numbered in opened.items():
+        batch = Batch(form, [payload for _, payload in numbered])
+        for row, (number, _) in enumerate(numbered):
+            if batch.plausible[row]:
+                found[number] = PackedReport(batch, row)
+    return found
+
+
+class Sum:
+    """The stats of one source or group; packed reports wait until there are some, or somebody asks."""
+
+    __slots__ = ("_form", "_stats", "_waiting")
+
+    def __init__(self, stats: KVConnectorStats | None = None) -> None:
+        """Begin with stats, which are its own from here on."""
+        self._stats = stats
+        self._form: Form | None = None
+        self._waiting: list[Payload] = []
+
+    def __repr__(self) -> str:
+        """Give the stats and how many reports wait."""
+        return f"<Sum {self._stats} waiting={len(self._waiting)}>"
+
+    def add(self, part: KVConnectorStats | PackedReport) -> None:
+        """Add stats, which stay as they are, or a report, together with others of its batch."""
+        if isinstance(part, PackedReport):
+            part.batch.add(part.row, self)
+        else:
+            self._stats = merged(self._stats, part)
+
+    def own(self, part: KVConnectorStats | PackedReport) -> None:
+        """As `add`, but stats are its own from here on."""
+        if isinstance(part, PackedReport):
+            part.batch.add(part.row, self)
+        else:
+            self._stats = part if self._stats is None else self._stats.aggregate(part)
+
+    def wait(self, form: Form, payloads: Iterable[Payload]) -> None:
+        """Add payloads later: plausible ones, all of one form."""
+        self._form = form
+        self._waiting.extend(payloads)
+
+    @property
+    def num_waiting(self) -> int:
+        """How many reports wait."""
+        return len(self._waiting)
+
+    def drain_waiting(self) -> tuple[Form | None, list[Payload]]:
+        """Take what waits."""
+        waiting, self._waiting = self._waiting, []
+        return self._form, waiting
+
+    @property
+    def stats(self) -> KVConnectorStats | None:
+        """The sum, None for nothing; not to be changed."""
+        if self._waiting:
+            add_up([self])
+        return self._stats
+
+
+def add_up(sums: Iterable[Sum]) -> None:
+    """Add up what waits in each of these; many together cost far less than one by one."""
+    by_form: defaultdict[Form, list[tuple[Sum, list[Payload]]]] = defaultdict(list)
+    for each in sums:
+        form, waiting = each.drain_waiting()
+        if form is not None and waiting:
+            by_form[form].append((each, waiting))
+    together = ROWS // (MAX_WAITING + FEW)
+    for form, held in by_form.items():
+        for start in range(0, len(held), together):
+            _add_up(form, held[start : start + together])
+
+
+def _add_up(form: Form, held: Sequence[tuple[Sum, list[Payload]]]) -> None:
+    ends = list(accumulate(len(waiting) for _, waiting in held))
+    runs = [range(end - len(waiting), end) for end, (_, waiting) in zip(ends, held, strict=True)]
+    batch = Batch(form, [payload for _, waiting in held for payload in waiting])
+    for (each, _), stats in zip(held, batch.sums(runs), strict=True):
+        each.own(stats)
