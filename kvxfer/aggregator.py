@@ -25,7 +25,7 @@ from kvxfer.packed import PackedReport, Sum, add_up, open_all
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import Goodbye, Report, decode, source_of_topic
+from kvxfer.wire import Goodbye, Report, decode, decode_or_error, source_of_topic
 
 _MOST: Final = 1 << 62
 """Where counts that peers tell us end: what no int of msgpack holds could not be saved."""
@@ -91,7 +91,7 @@ class Aggregator:
         taken: list[bytes] = []
         for start in range(0, len(frames), ROWS):
             some = frames[start : start + ROWS]
-            messages = [_decoded(frame) for frame in some]
+            messages = [decode_or_error(frame) for frame in some]
             packed = open_all(messages)
             feeding = zip(some, messages, packed, strict=True)
             taken += [frame for frame, message, part in feeding if self._feed(message, part, now)]
@@ -264,9 +264,7 @@ class Aggregator:
 
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups = (
-            (key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items()
-        )
+        groups = ((key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items())
         views = (
             (place, known, self._sum(*(held.get(place.connector) for held in (known.totals, known.open))).stats)
             for place, known in self._viewed.items()
@@ -397,11 +395,3 @@ class Aggregator:
         self.sources.greet(now)
         self._begin, self._start = min(self._begin, now), min(self._start, now)
         self.due = min(self.due, now + self._config.interval_seconds)
-
-
-def _decoded(frame: bytes) -> Report | Goodbye | KVXferError:
-    """The message in a frame, or why there is none."""
-    try:
-        return decode(frame)
-    except KVXferError as error:
-        return error

@@ -172,16 +172,17 @@ class _Table:
                 strict=True,
             )
         return [
-            (run, _histogram(int(count), zeros, self._first + first, window[first:end], bounded(total), low, high))
+            (run, _histogram(int(count), zeros, self._first + first, window[first:end], (total, low, high)))
             for window, (run, first, end, count, zeros, total, low, high) in zip(windows, numbers, strict=True)
         ]
 
 
-def _histogram(  # noqa: PLR0913 - the parts of one
-    count: int, zeros: int, offset: int, counts: NDArray[np.int64], total: float, smallest: float, largest: float
+def _histogram(
+    count: int, zeros: int, offset: int, counts: NDArray[np.int64], values: tuple[float, float, float]
 ) -> Histogram:
     histogram = Histogram()
     histogram.count, histogram.zeros, histogram.offset = count, zeros, offset
-    histogram.counts = counts.copy()  # the window it is cut from goes
-    histogram.sum, histogram.min, histogram.max = total, smallest, largest
+    histogram.counts = counts.copy()  # the window that it is cut from goes
+    total, histogram.min, histogram.max = values
+    histogram.sum = bounded(total)
     return histogram

@@ -33,6 +33,7 @@ FEW: Final = 8
 """Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
 
 _REJECTED: Final = TransferStats.rejected_observations.name
+_Part: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1)]  # no bytes say that a payload has none of a field
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _OUR_METHODS: Final = ("__init__", "_load", "aggregate", "is_empty", "num_rejected", "is_bounded", "copy")
 
@@ -48,7 +49,7 @@ class Form:
         self.stats_class = stats_class
         self.distributions = tuple(name for name, declared in plain.items() if isinstance(declared, Distribution))
         self.counters = (*(name for name, declared in plain.items() if isinstance(declared, Counter)), _REJECTED)
-        fields: list[Any] = [(name, bytes, b"") for name in self.distributions]
+        fields: list[Any] = [(name, _Part, b"") for name in self.distributions]
         fields += [(name, _Count, 0) for name in self.counters]
         struct = msgspec.defstruct(stats_class.__name__, fields, forbid_unknown_fields=True, frozen=True, gc=False)
         self.nothing = struct()
@@ -74,7 +75,7 @@ def form_of(connector: str) -> Form | None:
 @lru_cache(maxsize=256)
 def _form_of_class(connector: Any) -> Form | None:  # noqa: ANN401 - a connector's class
     build = getattr(connector.build_kv_connector_stats, "__func__", None)
-    stats_class = getattr(connector, "stats_class", object)
+    stats_class: Any = getattr(connector, "stats_class", object)
     if build is not Connector.build_kv_connector_stats.__func__ or not issubclass(stats_class, TransferStats):  # type: ignore[attr-defined]
         return None
     is_plain = all(getattr(stats_class, name) is getattr(TransferStats, name) for name in _OUR_METHODS)
@@ -94,7 +95,9 @@ class Batch:
             (name, Column(parts)) for name, parts in zip(form.distributions, distributions, strict=True) if any(parts)
         ]
         self._counters = [
-            (name, np.array(counts, object)) for name, counts in zip(form.counters, counters, strict=True) if any(counts)
+            (name, np.array(counts, object))
+            for name, counts in zip(form.counters, counters, strict=True)
+            if any(counts)
         ]
         self.plausible = np.ones(len(payloads), np.bool_)
         for _, column in self._columns:

@@ -32,7 +32,13 @@ WHOLE: Final = 128
 
 _HEADER: Final = Struct("<BBQdddi")
 HEADER: Final = np.dtype(
-    [("form", "u1"), ("sizes", "u1"), ("zeros", "<u8"), *((name, "<f8") for name in ("sum", "min", "max")), ("offset", "<i4")]
+    [
+        ("form", "u1"),
+        ("sizes", "u1"),
+        ("zeros", "<u8"),
+        *((name, "<f8") for name in ("sum", "min", "max")),
+        ("offset", "<i4"),
+    ]
 )
 """The same, for many at once."""
 
@@ -113,8 +119,8 @@ def _unpack_histogram(packed: bytes) -> Histogram:
     return histogram
 
 
-def is_plausible(count: Any, offset: Any, end: Any, total: Any, smallest: Any, largest: Any) -> Any:  # noqa: ANN401, PLR0913
-    """Whether there can be such a histogram, with buckets from ``offset`` to ``end``; of numbers, or of arrays of them."""
+def is_plausible(count: Any, offset: Any, end: Any, total: Any, smallest: Any, largest: Any) -> Any:  # noqa: ANN401
+    """Whether there can be such a histogram, with buckets from ``offset`` to ``end``; of numbers, or of arrays."""
     return (
         (count > 0)
         & (count < _MOST)

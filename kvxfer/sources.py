@@ -5,15 +5,17 @@ No socket, no clock, no thread; what they observed is the aggregator's affair.
 
 from collections import Counter as Tally
 from enum import Enum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
-from kvxfer.groups import KnownGroup
 from kvxfer.packed import Sum
 from kvxfer.saved import SavedSource, load_stats, save_stats
 from kvxfer.seqs import TakenSeqs
 from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
+
+if TYPE_CHECKING:
+    from kvxfer.groups import KnownGroup
 
 MAX_STRANGERS: Final = 4096
 """Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""

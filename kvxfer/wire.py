@@ -135,6 +135,14 @@ def decode(frame: bytes) -> Report | Goodbye:
     return decoded
 
 
+def decode_or_error(frame: bytes) -> Report | Goodbye | PeerError:
+    """The message in a peer's frame, or why there is none."""
+    try:
+        return decode(frame)
+    except PeerError as error:
+        return error
+
+
 def _last(oldest: int) -> int:
     return oldest + MAX_OUTSTANDING - 1
 

@@ -6,15 +6,13 @@ import sys
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvxfer.bulk import ROWS, WINDOW, Column
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import KVXferError
-from kvxfer.packing import HISTOGRAM, pack_exact, unpack
-from kvxfer.stats import TransferStats
+from kvxfer.packing import HISTOGRAM
 
 magnitudes = st.sampled_from([0.0, 1e-30, 1e-6, 0.5, 1.0, 3.0, 1e3, 1e9, 1e30, 1e300, sys.float_info.max])
 values = st.lists(magnitudes | st.floats(0, sys.float_info.max), max_size=8)
@@ -27,7 +25,12 @@ def packed(observed: list[float], times: int, *, whole: bool) -> bytes:
 
 
 def parts(most: int) -> Any:
-    one = st.builds(lambda observed, times, whole: packed(observed, times, whole=whole), values, st.sampled_from([1, 20, 120, 700]), st.booleans())
+    one = st.builds(
+        lambda observed, times, whole: packed(observed, times, whole=whole),
+        values,
+        st.sampled_from([1, 20, 120, 700]),
+        st.booleans(),
+    )
     return st.lists(one, min_size=1, max_size=most)
 
 
@@ -62,6 +65,32 @@ def test_the_sum_of_any_runs_of_parts_is_that_of_merging_them_one_by_one(of: lis
         assert_same(state, one_by_one([of[row] for row in order[start:end]]))
 
 
+def is_taken(part: bytes) -> bool:
+    """Whether the part by itself is one, with no value that would have to be refused."""
+    state = DistributionState()
+    try:
+        state.load(part)
+    except KVXferError:
+        return False
+    return state.rejected == 0
+
+
+@settings(max_examples=300)
+@given(parts(12), st.data())
+def test_what_is_no_part_is_told_and_spoils_none_of_the_others(of: list[bytes], data: Any) -> None:
+    spoiled = []
+    for part in of:
+        at = data.draw(st.integers(0, max(0, len(part) - 1)))
+        byte = data.draw(st.binary(max_size=2))
+        spoiled.append(part[:at] + byte + part[at + 1 :] if data.draw(st.booleans()) else part)
+    column = Column(spoiled)
+    assert column.plausible.tolist() == [not part or is_taken(part) for part in spoiled]
+    good = np.flatnonzero(column.plausible)
+    if good.size:
+        (state,) = column.sums(good, [0])
+        assert_same(state, one_by_one([spoiled[row] for row in good]))
+
+
 def test_a_full_table_of_the_largest_counts_overflows_no_lane() -> None:
     window = b"\xff" * WINDOW
     count = 255 * WINDOW
@@ -70,3 +99,10 @@ def test_a_full_table_of_the_largest_counts_overflows_no_lane() -> None:
     assert state is not None
     assert state.count == ROWS * count
     assert set(state.histogram().counts.tolist()) == {ROWS * 255}
+
+
+def test_a_part_far_from_the_others_is_added_up_all_the_same() -> None:
+    near, far = packed([1.0, 2.0], 200, whole=False), packed([1e-18], 200, whole=False)
+    of = [near, far, near, packed([1e24], 200, whole=False)]
+    (state,) = Column(of).sums(np.arange(4), [0])
+    assert_same(state, one_by_one(of))

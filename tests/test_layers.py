@@ -13,7 +13,19 @@ import kvxfer
 PACKAGE = Path(kvxfer.__file__).parent
 LAYERS = (
     ("errors", "units"),
-    ("buckets", "histogram", "packing", "distribution", "states", "fields", "rows", "reading", "stats", "config"),
+    (
+        "buckets",
+        "histogram",
+        "packing",
+        "distribution",
+        "bulk",
+        "states",
+        "fields",
+        "rows",
+        "reading",
+        "stats",
+        "config",
+    ),
     ("connectors", "factory", "wire"),
     (
         "seqs",
@@ -23,6 +35,7 @@ LAYERS = (
         "groups",
         "copying",
         "opening",
+        "packed",
         "outbox",
         "takeover",
         "aggregator",
@@ -34,7 +47,18 @@ LAYERS = (
     ("integrations", "workload"),
     ("cli", "__main__"),
 )
-STATE_MACHINES = ("outbox", "takeover", "aggregator", "sources", "groups", "seqs", "interval", "saved", "reporting")
+STATE_MACHINES = (
+    "outbox",
+    "takeover",
+    "aggregator",
+    "packed",
+    "sources",
+    "groups",
+    "seqs",
+    "interval",
+    "saved",
+    "reporting",
+)
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}
 EXTRAS = {"nixl_cu12", "nixl", "ray", "vllm", "torch", "joblib", "distributed", "dask", "opentelemetry", "rich"}
 FILES = sorted(PACKAGE.rglob("*.py"))
