@@ -76,8 +76,7 @@ def _collector() -> Callable[[], object]:
 
     def collect() -> object:
         aggregator = Aggregator(CollectorConfig(), 0.0)
-        for frame in frames:
-            aggregator.feed(frame, 1.0)
+        aggregator.feed_all(frames, 1.0)
         check_all_taken(aggregator, SOURCES)
         interval = aggregator.close_interval(2.0)
         return interval, [group.stats.reduce() for group in interval.groups]

@@ -84,17 +84,15 @@ class Aggregator:
 
     def feed(self, frame: bytes, now: float) -> bool:
         """Take one frame of a peer, whatever is in it; whether it changed what is to be kept."""
-        return bool(self.feed_all([frame], now))
+        return self.feed_all([frame], now)[0]
 
-    def feed_all(self, frames: Sequence[bytes], now: float) -> list[bytes]:
-        """Take frames in their order, which costs far less than one by one; those that changed what is to be kept."""
-        taken: list[bytes] = []
+    def feed_all(self, frames: Sequence[bytes], now: float) -> list[bool]:
+        """Take frames in their order, which costs far less than one by one; of each, whether it changed anything."""
+        taken: list[bool] = []
         for start in range(0, len(frames), ROWS):
-            some = frames[start : start + ROWS]
-            messages = [decode_or_error(frame) for frame in some]
+            messages = [decode_or_error(frame) for frame in frames[start : start + ROWS]]
             packed = open_all(messages)
-            feeding = zip(some, messages, packed, strict=True)
-            taken += [frame for frame, message, part in feeding if self._feed(message, part, now)]
+            taken += [self._feed(message, part, now) for message, part in zip(messages, packed, strict=True)]
             for batch in {id(part.batch): part.batch for part in packed if part is not None}.values():
                 batch.add_up()
         return taken
@@ -122,15 +120,17 @@ class Aggregator:
             self.sources.take(known, report, now)
         return known is not None
 
-    def replay(self, frame: bytes, now: float) -> None:
-        """Take a frame that an earlier collector took; what no class here opens is carried on, its number is taken."""
-        if self.feed(frame, now):
-            return
-        with contextlib.suppress(KVXferError):
-            report = decode(frame)
-            if isinstance(report, Report) and self.sources.take(self._admitted(report, now), report, now):
-                self._received += 1
-                self._carried.append(frame)
+    def replay(self, frames: Sequence[bytes], now: float) -> None:
+        """Take frames that an earlier collector took; what no class here opens is carried on, its number is taken."""
+        for frame, taken in zip(frames, self.feed_all(frames, now), strict=True):
+            if not taken:
+                with contextlib.suppress(KVXferError):
+                    self._carry(frame, decode(frame), now)
+
+    def _carry(self, frame: bytes, message: Report | Goodbye, now: float) -> None:
+        if isinstance(message, Report) and self.sources.take(self._admitted(message, now), message, now):
+            self._received += 1
+            self._carried.append(frame)
 
     def reject(self, error: KVXferError) -> None:
         """Count what was refused."""

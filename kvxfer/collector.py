@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final
 
@@ -191,7 +192,7 @@ class Collector:
     def _take(self, frames: list[bytes]) -> None:
         now = self._clock.now()
         with self._lock:
-            taken = self._aggregator.feed_all(frames, now)
+            taken = list(compress(frames, self._aggregator.feed_all(frames, now)))
             for subscription in self._sockets.subscriptions():
                 self._aggregator.subscribed(subscription)
         self._commits.note(taken, now)

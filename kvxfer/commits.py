@@ -36,6 +36,12 @@ MAX_LOG_BYTES: Final = 64 << 20
 MAX_PENDING_BYTES: Final = 16 << 20
 """Frames that wait for a commit: so many are written before their second is over."""
 
+STATE_COST: Final = 4
+"""How many bytes of frames cost what a byte of the state does, that has to be encoded first."""
+
+MIN_STATE_BYTES: Final = 256 << 10
+"""Nothing is cheaper than a state of this size, whose cost is that of the transaction."""
+
 
 class Commits:
     """Keeps a journal at one with an aggregator; while it cannot be written, collecting goes on in memory.
@@ -53,6 +59,7 @@ class Commits:
         self._journal: Journal | None = None
         self._pending: list[Batch] = []
         self._pending_bytes = self._log_bytes = 0
+        self._state_bytes = MIN_STATE_BYTES
         self._counts = b""
         self._last = now
         self._is_behind = False  # the aggregator holds what the journal does not, and no frame waits for it
@@ -83,8 +90,7 @@ class Commits:
             if state:
                 self.aggregator.restore(state)
             for batch in log:
-                for frame in batch.frames:
-                    self.aggregator.replay(frame, batch.now)
+                self.aggregator.replay(batch.frames, batch.now)
             if self._counts:
                 self.aggregator.restore_counts(self._counts)
         except ConfigError as error:
@@ -102,23 +108,31 @@ class Commits:
     # --- while it runs
 
     def note(self, frames: list[bytes], now: float) -> None:
-        """Take frames that the aggregator has taken; they are written with the next commit."""
+        """Take frames that the aggregator has taken; with the next commit they are written, or the state they led to."""
         if self.is_durable and frames:
-            self._pending.append(Batch(now, frames))
             self._pending_bytes += sum(map(len, frames))
+            if self._is_state_cheaper:
+                self._pending = []
+            else:
+                self._pending.append(Batch(now, frames))
+
+    @property
+    def _is_state_cheaper(self) -> bool:
+        """Whether the frames that wait are more than it takes to write the state."""
+        return self._pending_bytes > STATE_COST * self._state_bytes
 
     def seconds_left(self, now: float) -> float:
         """How long until a commit is due, 0 if it is."""
-        if not self.is_durable or self._pending_bytes > MAX_PENDING_BYTES:
+        if not self.is_durable or (self._pending_bytes > MAX_PENDING_BYTES and self._pending):
             return 0.0
         hurry = self.aggregator.sources.wants_commit
         return max(0.0, self._last + (HURRY_SECONDS if hurry else COMMIT_SECONDS) - now)
 
     def commit(self, now: float) -> None:
-        """Write what was noted since the last commit or, where the journal is behind or its log long, the state."""
+        """Write what was noted since the last commit, or the state: where that is less, after a failure, a long log."""
         if self._journal is None:
             return
-        if self.is_durable and self._log_bytes <= MAX_LOG_BYTES:
+        if self.is_durable and self._log_bytes <= MAX_LOG_BYTES and not self._is_state_cheaper:
             self._append(self._journal, now)
         elif self.is_durable or now - self._last >= RETRY_SECONDS:
             self._save(self._journal, None, now)
@@ -144,6 +158,7 @@ class Commits:
     def _save(self, journal: "Journal", interval: SavedInterval | None, now: float) -> None:
         with self._lock:
             state, self._counts = self.aggregator.save(), self.aggregator.save_counts()
+        self._state_bytes = max(MIN_STATE_BYTES, len(state))
         self._write(partial(journal.save, state, self._counts, interval), now)
         if self.is_durable:
             self._log_bytes = 0

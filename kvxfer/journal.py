@@ -3,8 +3,9 @@
 It holds the last saved state, the frames that came after it, in the order and with the times in which they were taken,
 the counts of what is in no frame, and the closed intervals. A commit is one transaction that appends the frames of a
 second: what they say is not encoded again, and a restarted collector takes them by the way they came the first time.
-When an interval closes, state and interval are written and the frames go, in one transaction too. Bytes in, bytes out:
-nothing here knows what is in them; each begins with its checksum, since SQLite has none and a flipped bit is no count.
+When an interval closes, state and interval are written and the frames go, in one transaction too; so does the state
+alone where it is less than the frames of a second. Bytes in, bytes out: nothing here knows what is in them; each begins
+with its checksum, since SQLite has none and a flipped bit is no count.
 """
 
 import contextlib

@@ -308,8 +308,25 @@ def test_a_commit_is_due_each_second_at_once_where_much_waits_and_soon_where_som
     running.take(report(1), encode(Goodbye(1, source(), 1)))
     assert running.commits.seconds_left(running.now) == pytest.approx(HURRY_SECONDS)
     running.aggregator.sources.drain_acks()
+    running.commits._state_bytes = MAX_PENDING_BYTES  # with as many sources as that takes
     running.commits.note([bytes(MAX_PENDING_BYTES + 1)], running.now)
     assert running.commits.seconds_left(running.now) == 0.0
+
+
+def test_where_more_frames_come_than_a_state_costs_it_is_written_in_their_place_and_nothing_waits_in_memory(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvxfer.commits.MIN_STATE_BYTES", 1000)
+    running.close_interval()
+    for seq in range(1, 101):
+        running.take(report(seq, 3))
+        assert len(running.commits._pending) < 40
+    assert running.commits.seconds_left(running.now) == COMMIT_SECONDS
+    running.commit()
+    assert list(running.commits._journal.log()) == []
+    running.take(report(101, 3)).commit()
+    assert len(list(running.commits._journal.log())) == 1
+    assert total(running.restart()) == 303
 
 
 def test_without_a_journal_a_commit_is_due_at_once() -> None:

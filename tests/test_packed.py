@@ -94,8 +94,8 @@ def test_any_messages_at_once_in_parts_or_one_by_one_are_what_the_classes_make_o
     taken = at_once.feed_all(frames, 1.0)
     cuts = sorted(rng.sample(range(len(frames)), rng.randrange(min(9, len(frames)))))
     pairs = zip([0, *cuts], [*cuts, len(frames)], strict=True)
-    assert [frame for start, end in pairs for frame in in_parts.feed_all(frames[start:end], 1.0)] == taken
-    assert [frame for frame in frames if one_by_one.feed(frame, 1.0)] == taken
+    assert [each for start, end in pairs for each in in_parts.feed_all(frames[start:end], 1.0)] == taken
+    assert [one_by_one.feed(frame, 1.0) for frame in frames] == taken
     with patch("kvxfer.aggregator.open_all", lambda messages: [None] * len(messages)):
         assert by_class.feed_all(frames, 1.0) == taken
     expected = seen(by_class)
