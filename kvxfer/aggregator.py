@@ -7,7 +7,7 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 import contextlib
 from collections import Counter as Tally
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from kvxfer.bulk import ROWS
 from kvxfer.config import CollectorConfig
@@ -25,17 +25,11 @@ from kvxfer.packed import PackedReport, Sum, add_up, open_all
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
+from kvxfer.views import Views
 from kvxfer.wire import Goodbye, Report, decode, decode_or_error, source_of_topic
 
 _MOST: Final = 1 << 62
 """Where counts that peers tell us end: what no int of msgpack holds could not be saved."""
-
-
-class Place(NamedTuple):
-    """One connector of one source."""
-
-    source: bytes
-    connector: str
 
 
 class IntervalFullError(PeerError):
@@ -63,9 +57,7 @@ class Aggregator:
         self.due = now + config.interval_seconds
         """When the interval ends, in Unix seconds."""
         self.sources = Sources(config)
-        # The sources with numbers of their own, and those of them that reported in this interval.
-        self._viewed: dict[Place, KnownSource] = {}
-        self._touched: dict[Place, KnownSource] = {}
+        self._views = Views(config.max_source_views)
         self._groups = Groups(config)
         self._growing_bytes = 0
         self._received = self._duplicate = self._rejected_observations = self._cut = 0
@@ -189,7 +181,7 @@ class Aggregator:
             group = known.groups[connector] = self._groups.of(known.source, connector)
         group.ranks.add(known.encoded)  # the one object that is kept anyway
         group.open.add(part)
-        view = known.open.get(connector) or self._view_of(connector, known)
+        view = self._views.of(known, connector, self.sources.num_departed)
         if view is not None:
             view.own(part)
 
@@ -200,25 +192,6 @@ class Aggregator:
             if self._growing_bytes > MAX_GROWING_BYTES:
                 message = f"{report.connector} keeps lists, of which {MAX_GROWING_BYTES} bytes came in one interval"
                 raise IntervalFullError(message)
-
-    def _view_of(self, connector: str, known: KnownSource) -> Sum | None:
-        """What a source reports in this interval by itself; None where there are views enough."""
-        place = Place(known.encoded, connector)
-        if place not in self._viewed:
-            if len(self._viewed) >= self._config.max_source_views:
-                self._make_room_for_a_view()
-            if len(self._viewed) >= self._config.max_source_views:
-                return None
-            self._viewed[place] = known
-        self._touched[place] = known
-        known.open[connector] = view = Sum()
-        return view
-
-    def _make_room_for_a_view(self) -> None:
-        ended = (place for place, known in self._viewed.items() if known.is_gone)
-        place = next((place for place in ended if place not in self._touched), None)
-        if place is not None:
-            self._viewed.pop(place).totals.pop(place.connector, None)
 
     def _forget_evicted(self) -> None:
         for encoded in self.sources.evicted:
@@ -234,7 +207,8 @@ class Aggregator:
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
         self.sources.expire(now)
-        add_up(known.open[place.connector] for place, known in self._touched.items())
+        viewed = [(place, self._views.known[place], held) for place, held in self._views.close().items()]
+        add_up(held for _, _, held in viewed)
         groups = tuple(
             Group(key.connector, self._groups.labels(key), stats, len(group.ranks))
             for key, group in self._groups.by_key.items()
@@ -242,8 +216,8 @@ class Aggregator:
         )
         views = tuple(
             self._view(known, place.connector, stats, now)
-            for place, known in self._touched.items()
-            if (stats := known.open[place.connector].stats) is not None
+            for place, known, held in viewed
+            if (stats := held.stats) is not None
         )
         interval = Interval(self._start, now, groups, views, self.pipeline(now), self.sources.silent(now))
         for group in self._groups.by_key.values():
@@ -251,10 +225,8 @@ class Aggregator:
             # Not those that reported, were gone and made room within this interval: nobody would forget them later.
             group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.open, group.ranks = Sum(), set()
-        for place, known in self._touched.items():
-            stats = known.open.pop(place.connector).stats
-            self._add_to(known.totals.setdefault(place.connector, Sum()), stats)
-        self._touched = {}
+        for place, known, held in viewed:
+            self._add_to(known.totals.setdefault(place.connector, Sum()), held.stats)
         self._growing_bytes = 0
         self._start = now
         if now >= self.due:
@@ -267,7 +239,7 @@ class Aggregator:
         groups = ((key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items())
         views = (
             (place, known, self._sum(*(held.get(place.connector) for held in (known.totals, known.open))).stats)
-            for place, known in self._viewed.items()
+            for place, known in self._views.known.items()
         )
         return Interval(
             self._begin,
@@ -374,8 +346,7 @@ class Aggregator:
         self.sources.num_lost = state.lost
         for saved_source in state.sources:
             known = self.sources.add(KnownSource.restored(saved_source, self._start))
-            self._viewed |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.open)}
-            self._touched |= {Place(known.encoded, connector): known for connector in known.open}
+            self._views.restore(known)
         self._groups.restore(state.groups, [source.encoded for source in state.sources])
         for frame in state.carried:
             try:

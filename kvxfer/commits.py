@@ -108,7 +108,7 @@ class Commits:
     # --- while it runs
 
     def note(self, frames: list[bytes], now: float) -> None:
-        """Take frames that the aggregator has taken; with the next commit they are written, or the state they led to."""
+        """Take frames that the aggregator has taken; with the next commit they are written, or what they led to."""
         if self.is_durable and frames:
             self._pending_bytes += sum(map(len, frames))
             if self._is_state_cheaper:

@@ -122,6 +122,8 @@ class Sources:
         self.evicted: list[bytes] = []
         """Who was forgotten, for the aggregator to forget too."""
         self.num_lost = 0
+        self.num_departed = 0
+        """How often one was taken to be gone."""
         self.wants_commit = False
         """Whether somebody waits for the acknowledgement to end."""
 
@@ -202,6 +204,7 @@ class Sources:
     def _leave(self, known: KnownSource, final_seq: int) -> None:
         known.final_seq = final_seq
         self._gone[known.encoded] = None
+        self.num_departed += 1
         self._settle(known)
 
     def _settle(self, known: KnownSource) -> None:

@@ -36,6 +36,7 @@ LAYERS = (
         "copying",
         "opening",
         "packed",
+        "views",
         "outbox",
         "takeover",
         "aggregator",
