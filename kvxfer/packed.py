@@ -5,7 +5,7 @@ form than the usual one, or a class that does a part of this in its own way, is 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -233,10 +233,22 @@ def add_up(sums: Iterable[Sum]) -> None:
         form, waiting = each.drain_waiting()
         if form is not None and waiting:
             by_form[form].append((each, waiting))
-    together = ROWS // (MAX_WAITING + FEW)
     for form, held in by_form.items():
-        for start in range(0, len(held), together):
-            _add_up(form, held[start : start + together])
+        for some in _in_batches(held):
+            _add_up(form, some)
+
+
+def _in_batches(held: list[tuple[Sum, list[Payload]]]) -> Iterator[list[tuple[Sum, list[Payload]]]]:
+    """What is held in as few lists of up to `bulk.ROWS` payloads as it fits into."""
+    some: list[tuple[Sum, list[Payload]]] = []
+    num_rows = 0
+    for each, waiting in held:
+        if num_rows + len(waiting) > ROWS:
+            yield some
+            some, num_rows = [], 0
+        some.append((each, waiting))
+        num_rows += len(waiting)
+    yield some
 
 
 def _add_up(form: Form, held: Sequence[tuple[Sum, list[Payload]]]) -> None:
