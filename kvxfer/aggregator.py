@@ -19,13 +19,14 @@ from kvxfer.errors import (
     UnknownConnectorError,
 )
 from kvxfer.groups import Groups
-from kvxfer.interval import Group, Interval, Pipeline, SourceView
+from kvxfer.interval import Group, Interval, Pipeline
 from kvxfer.opening import cause_of, class_of_somebody_else, open_stats
-from kvxfer.packed import PackedReport, Sum, add_up, open_all
+from kvxfer.packed import PackedReport, open_all
 from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.views import Views
+from kvxfer.sums import Sum, add_batch, add_up
+from kvxfer.views import ClosedViews, Seen, Views
 from kvxfer.wire import Goodbye, Report, decode, decode_or_error, source_of_topic
 
 _MOST: Final = 1 << 62
@@ -86,7 +87,7 @@ class Aggregator:
             packed = open_all(messages)
             taken += [self._feed(message, part, now) for message, part in zip(messages, packed, strict=True)]
             for batch in {id(part.batch): part.batch for part in packed if part is not None}.values():
-                batch.add_up()
+                add_batch(batch)
         return taken
 
     def _feed(self, message: Report | Goodbye | KVXferError, part: PackedReport | None, now: float) -> bool:
@@ -208,25 +209,22 @@ class Aggregator:
         """Close the interval now and begin the next one."""
         self.sources.expire(now)
         viewed = [(place, self._views.known[place], held) for place, held in self._views.close().items()]
-        add_up(held for _, _, held in viewed)
+        add_up(group.open for group in self._groups.by_key.values())
         groups = tuple(
             Group(key.connector, self._groups.labels(key), stats, len(group.ranks))
             for key, group in self._groups.by_key.items()
             if (stats := group.open.stats) is not None
         )
-        views = tuple(
-            self._view(known, place.connector, stats, now)
-            for place, known, held in viewed
-            if (stats := held.stats) is not None
-        )
+        views = ClosedViews([self._seen(known, place.connector, held, now) for place, known, held in viewed])
         interval = Interval(self._start, now, groups, views, self.pipeline(now), self.sources.silent(now))
         for group in self._groups.by_key.values():
-            self._add_to(group.totals, group.open.stats)
+            self._add_to(group.totals, group.open)
             # Not those that reported, were gone and made room within this interval: nobody would forget them later.
             group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.open, group.ranks = Sum(), set()
         for place, known, held in viewed:
-            self._add_to(known.totals.setdefault(place.connector, Sum()), held.stats)
+            self._add_to(known.totals.setdefault(place.connector, Sum()), held)
+        add_up(total for known in self._views.known.values() for total in known.totals.values() if total.is_full)
         self._growing_bytes = 0
         self._start = now
         if now >= self.due:
@@ -237,9 +235,11 @@ class Aggregator:
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
         groups = ((key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items())
-        views = (
-            (place, known, self._sum(*(held.get(place.connector) for held in (known.totals, known.open))).stats)
-            for place, known in self._views.known.items()
+        views = ClosedViews(
+            [
+                self._seen(known, place.connector, self._sum(*known.sums(place.connector)), now)
+                for place, known in self._views.known.items()
+            ]
         )
         return Interval(
             self._begin,
@@ -249,29 +249,27 @@ class Aggregator:
                 for key, group, total in groups
                 if total is not None
             ),
-            tuple(self._view(known, place.connector, total, now) for place, known, total in views if total is not None),
+            views,
             self.pipeline(now),
             self.sources.silent(now),
         )
 
-    def _view(self, known: KnownSource, connector: str, stats: KVConnectorStats, now: float) -> SourceView:
+    def _seen(self, known: KnownSource, connector: str, held: Sum, now: float) -> Seen:
         state = self.sources.state(known, now).value
-        return SourceView(known.source, connector, stats, known.clock_offset, known.last_seen, state)
+        return Seen(held.parts(), known.source, connector, known.clock_offset, known.last_seen, state)
 
-    def _sum(self, *parts: Sum | None) -> Sum:
+    def _sum(self, *parts: Sum) -> Sum:
         """The sum of the parts, which stay as they are."""
         total = Sum()
         for part in parts:
-            if part is not None:
-                self._add_to(total, part.stats)
+            self._add_to(total, part)
         return total
 
-    def _add_to(self, total: Sum, stats: KVConnectorStats | None) -> None:
-        """Add stats that stay as they are, unless they only grow; a class that fails is counted."""
+    def _add_to(self, total: Sum, part: Sum) -> None:
+        """Add a sum that stays as it is, unless it only grows; a class that fails is counted."""
         try:
             with class_of_somebody_else():
-                if stats is not None and stats.is_bounded():
-                    total.add(stats)
+                total.add_parts(part.parts())
         except KVXferError as error:
             self.reject(error)
 
@@ -291,6 +289,7 @@ class Aggregator:
 
     def save(self) -> bytes:
         """All that is known, for `restore`."""
+        add_up(held for known in self._views.known.values() for held in (*known.totals.values(), *known.open.values()))
         positions = {encoded: number for number, encoded in enumerate(self.sources.by_bytes)}
         return encode_state(
             SavedState(

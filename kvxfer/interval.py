@@ -1,5 +1,6 @@
 """What exporters see: an `Interval`, a value that nobody changes."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -94,7 +95,7 @@ class Interval(msgspec.Struct, frozen=True):
     start: float
     end: float
     groups: tuple[Group, ...]
-    sources: tuple[SourceView, ...]
+    sources: Sequence[SourceView]
     pipeline: Pipeline
     silent: tuple[Source, ...] = ()
     """The sources from which nothing came for ``silent_seconds``, not even that they live."""

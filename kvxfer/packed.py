@@ -1,11 +1,11 @@
-"""Reports of declared stats as they come, packed: opened, checked and added up many at a time.
+"""Reports of declared stats as they come, packed: opened, checked and added up many at a time. No I/O.
 
 Law: what is added up here equals the stats that their class builds of each report, merged one by one. What has another
 form than the usual one, or a class that does a part of this in its own way, is left to `opening.open_stats`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -13,24 +13,17 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from kvxfer.bulk import ROWS, Column
+from kvxfer.bulk import Column
 from kvxfer.connectors.base import Connector
 from kvxfer.errors import KVXferError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution
-from kvxfer.opening import merged
 from kvxfer.states import CounterState, State
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 from kvxfer.wire import Report
 
 Payload: TypeAlias = Any
 """An opened payload: a struct with the packed distributions of its class as bytes, and its counters."""
-
-MAX_WAITING: Final = 16
-"""Reports that wait to be added up, of one source or group: those of an interval, 30 kB."""
-
-FEW: Final = 8
-"""Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
 
 _REJECTED: Final = TransferStats.rejected_observations.name
 _Part: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1)]  # no bytes say that a payload has none of a field
@@ -102,7 +95,8 @@ class Batch:
         self.plausible = np.ones(len(payloads), np.bool_)
         for _, column in self._columns:
             self.plausible &= column.plausible
-        self._runs: defaultdict[Sum, list[int]] = defaultdict(list)
+        self.runs: defaultdict[Any, list[int]] = defaultdict(list)
+        """Which payloads are to be added to what: see `sums.add_batch`."""
 
     def sums(self, runs: Sequence[Sequence[int]]) -> list[TransferStats]:
         """The sum of the payloads of each run: their numbers, plausible ones, at least one."""
@@ -121,21 +115,6 @@ class Batch:
                 counter.count(count)
                 states[name] = counter
         return [self.form.stats_class.of(states) for states in found]
-
-    def add(self, row: int, to: "Sum") -> None:
-        """Note that a payload is to be added to a sum."""
-        self._runs[to].append(row)
-
-    def add_up(self) -> None:
-        """Add what was noted: of many payloads at once, a few wait in their sum."""
-        many = {each: rows for each, rows in self._runs.items() if len(rows) >= FEW}
-        for each, stats in zip(many, self.sums(list(many.values())), strict=True):
-            each.own(stats)
-        few = self._runs.keys() - many.keys()
-        for each in few:
-            each.wait(self.form, [self.payloads[row] for row in self._runs[each]])
-        add_up(each for each in few if each.num_waiting >= MAX_WAITING)
-        self._runs.clear()
 
 
 class PackedReport(NamedTuple):
@@ -172,88 +151,3 @@ def open_all(messages: Sequence[object]) -> list[PackedReport | None]:
             if batch.plausible[row]:
                 found[number] = PackedReport(batch, row)
     return found
-
-
-class Sum:
-    """The stats of one source or group; packed reports wait until there are some, or somebody asks."""
-
-    __slots__ = ("_form", "_stats", "_waiting")
-
-    def __init__(self, stats: KVConnectorStats | None = None) -> None:
-        """Begin with stats, which are its own from here on."""
-        self._stats = stats
-        self._form: Form | None = None
-        self._waiting: list[Payload] = []
-
-    def __repr__(self) -> str:
-        """Give the stats and how many reports wait."""
-        return f"<Sum {self._stats} waiting={len(self._waiting)}>"
-
-    def add(self, part: KVConnectorStats | PackedReport) -> None:
-        """Add stats, which stay as they are, or a report, together with others of its batch."""
-        if isinstance(part, PackedReport):
-            part.batch.add(part.row, self)
-        else:
-            self._stats = merged(self._stats, part)
-
-    def own(self, part: KVConnectorStats | PackedReport) -> None:
-        """As `add`, but stats are its own from here on."""
-        if isinstance(part, PackedReport):
-            part.batch.add(part.row, self)
-        else:
-            self._stats = part if self._stats is None else self._stats.aggregate(part)
-
-    def wait(self, form: Form, payloads: Iterable[Payload]) -> None:
-        """Add payloads later: plausible ones, all of one form."""
-        self._form = form
-        self._waiting.extend(payloads)
-
-    @property
-    def num_waiting(self) -> int:
-        """How many reports wait."""
-        return len(self._waiting)
-
-    def drain_waiting(self) -> tuple[Form | None, list[Payload]]:
-        """Take what waits."""
-        waiting, self._waiting = self._waiting, []
-        return self._form, waiting
-
-    @property
-    def stats(self) -> KVConnectorStats | None:
-        """The sum, None for nothing; not to be changed."""
-        if self._waiting:
-            add_up([self])
-        return self._stats
-
-
-def add_up(sums: Iterable[Sum]) -> None:
-    """Add up what waits in each of these; many together cost far less than one by one."""
-    by_form: defaultdict[Form, list[tuple[Sum, list[Payload]]]] = defaultdict(list)
-    for each in sums:
-        form, waiting = each.drain_waiting()
-        if form is not None and waiting:
-            by_form[form].append((each, waiting))
-    for form, held in by_form.items():
-        for some in _in_batches(held):
-            _add_up(form, some)
-
-
-def _in_batches(held: list[tuple[Sum, list[Payload]]]) -> Iterator[list[tuple[Sum, list[Payload]]]]:
-    """What is held in as few lists of up to `bulk.ROWS` payloads as it fits into."""
-    some: list[tuple[Sum, list[Payload]]] = []
-    num_rows = 0
-    for each, waiting in held:
-        if num_rows + len(waiting) > ROWS:
-            yield some
-            some, num_rows = [], 0
-        some.append((each, waiting))
-        num_rows += len(waiting)
-    yield some
-
-
-def _add_up(form: Form, held: Sequence[tuple[Sum, list[Payload]]]) -> None:
-    ends = list(accumulate(len(waiting) for _, waiting in held))
-    runs = [range(end - len(waiting), end) for end, (_, waiting) in zip(ends, held, strict=True)]
-    batch = Batch(form, [payload for _, waiting in held for payload in waiting])
-    for (each, _), stats in zip(held, batch.sums(runs), strict=True):
-        each.own(stats)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
-from kvxfer.packed import Sum
 from kvxfer.saved import SavedSource, load_stats, save_stats
 from kvxfer.seqs import TakenSeqs
+from kvxfer.sums import Sum
 from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ class KnownSource:
     def is_gone(self) -> bool:
         """Whether nothing more is expected of it."""
         return self.final_seq is not None
+
+    def sums(self, connector: str) -> list[Sum]:
+        """What a connector of it has reported: the sums that there are, of closed intervals and of the open one."""
+        return [held[connector] for held in (self.totals, self.open) if connector in held]
 
     def save(self) -> SavedSource:
         """All that is known, for `restored`; stats that their own class cannot give are left out."""

@@ -3,10 +3,13 @@
 No socket, no clock, no thread; who reports and what is the aggregator's affair.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, overload
 
-from kvxfer.packed import Sum
+from kvxfer.interval import SourceView
 from kvxfer.sources import KnownSource
+from kvxfer.sums import Parts, Sum, stats_of
+from kvxfer.wire import Source
 
 
 class Place(NamedTuple):
@@ -66,3 +69,54 @@ class Views:
         self.open = {}
         self._searched = -1
         return sums
+
+
+class Seen(NamedTuple):
+    """A view that nobody has read yet: see `SourceView`."""
+
+    parts: Parts
+    source: Source
+    connector: str
+    clock_offset_seconds: float
+    last_seen: float
+    state: str
+
+
+class ClosedViews(Sequence[SourceView]):
+    """The views of a closed interval, which are added up when the first of them is read: often nobody does."""
+
+    def __init__(self, seen: Sequence[Seen]) -> None:
+        """Hold what is to be added up."""
+        self._seen = [each for each in seen if each.parts.payloads or each.parts.stats is not None]
+        self._views: tuple[SourceView, ...] | None = None
+
+    def __repr__(self) -> str:
+        """Give how many there are."""
+        return f"<ClosedViews {len(self)}>"
+
+    def __len__(self) -> int:
+        """The number of views."""
+        return len(self._seen)
+
+    @overload
+    def __getitem__(self, number: int) -> SourceView: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[SourceView]: ...
+    def __getitem__(self, number: int | slice) -> SourceView | Sequence[SourceView]:
+        """One view, or some."""
+        return self._read()[number]
+
+    def __iter__(self) -> Iterator[SourceView]:
+        """All views."""
+        return iter(self._read())
+
+    def _read(self) -> tuple[SourceView, ...]:
+        # Who reads at the same time on another thread makes equal ones.
+        if self._views is None:
+            found = stats_of([each.parts for each in self._seen])
+            self._views = tuple(
+                SourceView(each.source, each.connector, stats, *each[3:])
+                for each, stats in zip(self._seen, found, strict=True)
+                if stats is not None
+            )
+        return self._views

@@ -184,7 +184,7 @@ def test_an_empty_report_is_received_and_makes_no_group() -> None:
     made = Aggregator(CollectorConfig(), 0.0)
     made.feed(report(1, source("a"), {}), 1.0)
     interval = made.close_interval(2.0)
-    assert (interval.groups, interval.sources, interval.pipeline.reports_received) == ((), (), 1)
+    assert (interval.groups, len(interval.sources), interval.pipeline.reports_received) == ((), 0, 1)
 
 
 def test_one_source_with_two_connectors_is_two_views_and_two_groups_with_one_row_of_numbers() -> None:
