@@ -1,8 +1,9 @@
 """How a figure comes about: a process per case and repetition, cases in turn, the median and the spread of all.
 
-A benchmark module has ``CASES`` (name -> function of ``quick`` that returns one number), ``UNIT``, and ``ROWS``: what
-is compared with what, and the budget where there is one. A ratio is the median of those of the single repetitions,
-whose cases ran in the same half minute: a machine that slows down meets both sides.
+A benchmark module has ``CASES`` (name -> function of ``quick`` that returns a number, or several by name: figures
+``case.name``), ``UNIT``, and ``ROWS``: what is compared with what, and the budget where there is one. A ratio is the
+median of those of the single repetitions, whose cases ran in the same half minute: a machine that slows down meets
+both sides.
 """
 
 import importlib
@@ -16,7 +17,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-MODULES = ("record", "fold", "wire", "pipe")
+MODULES = ("record", "fold", "wire", "pipe", "growth", "latency", "overhead", "memory")
 PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk")
 OPTIONAL = ("prometheus_client", "opentelemetry")
 REPETITIONS = 5
@@ -56,22 +57,32 @@ def measure(names: list[str], *, quick: bool) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
-        figures = _measure_cases(name, list(module.CASES), quick=quick)
+        repetitions = 1 if quick else getattr(module, "REPETITIONS", REPETITIONS)
+        figures = _measure_cases(name, list(module.CASES), repetitions, quick=quick)
         cases |= {f"{name}.{case}": figure for case, figure in figures.items()}
         rows += [_compare(name, row, row.unit or module.UNIT, figures) for row in module.ROWS]
     failed = [name for name, figure in cases.items() if "error" in figure]
     return {"quick": quick, "seed": SEED, "versions": versions(), "cases": cases, "rows": rows, "failed": failed}
 
 
-def _measure_cases(name: str, cases: list[str], *, quick: bool) -> dict[str, Any]:
-    repetitions = 1 if quick else REPETITIONS
+def _measure_cases(name: str, cases: list[str], repetitions: int, *, quick: bool) -> dict[str, Any]:
     runs: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
     for repetition in range(repetitions):  # in turn, so that a slow minute of the machine meets all alike
         for case in cases:
             _show(f"{name}.{case} {repetition + 1}/{repetitions}")
             runs[case].append(_run(f"{name}.{case}", quick=quick))
     _show("")
-    return {case: _figure(results) for case, results in runs.items()}
+    return {figure: _figure(results) for case in cases for figure, results in _figures(case, runs[case]).items()}
+
+
+def _figures(case: str, results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The results of a case by figure: several where it returns several."""
+    if not all(isinstance(result.get("value"), dict) for result in results):
+        return {case: results}
+    return {
+        f"{case}.{name}": [result | {"value": result["value"][name]} for result in results]
+        for name in results[0]["value"]
+    }
 
 
 def _run(case: str, *, quick: bool) -> dict[str, Any]:
@@ -100,7 +111,8 @@ def _figure(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _compare(name: str, row: Row, unit: str, figures: dict[str, Any]) -> dict[str, Any]:
     compared = {"benchmark": name, "question": row.question, "unit": unit, "ours": row.ours, "peer": row.peer}
-    ours, peer = figures[row.ours], figures[row.peer]
+    # Of a case that failed there are no figures by name.
+    ours, peer = (figures.get(name) or figures[name.partition(".")[0]] for name in (row.ours, row.peer))
     if "values" not in ours or "values" not in peer:
         return compared | {"verdict": "not installed" if "missing" in peer else "failed"}
     ratios = [mine / theirs for mine, theirs in zip(ours["values"], peer["values"], strict=True)]

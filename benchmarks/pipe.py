@@ -46,14 +46,16 @@ class Taken(NamedTuple):
         return self.cpu_seconds / self.reports * 1e6
 
 
-def _send(endpoint: str, each: int) -> None:
-    frames = reports(SOURCES, each)
+def send(endpoint: str, each: int, sources: int = SOURCES) -> None:
+    """Send so many reports of each source, in turn, and hear acknowledgements as all publishers would."""
+    frames = reports(sources, each)
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as sub:
         sub.subscribe(b"")
         sub.connect(ack_endpoint(endpoint))
         push.connect(endpoint)
         for frame in frames:
             push.send(frame)
+        time.sleep(3600)  # who closes before all is read loses the last ones: whoever started this ends it
 
 
 def _put(queue: "Queue[bytes]", each: int) -> None:
@@ -72,9 +74,10 @@ def _take(receive: Callable[[], int], count: int) -> Taken:
 def _over_ipc(take: Callable[[str, int], Taken], each: int) -> Taken:
     with TemporaryDirectory() as directory:
         endpoint = f"ipc://{directory}/pipe.ipc"
-        sender = get_context("spawn").Process(target=_send, args=(endpoint, each), daemon=True)
+        sender = get_context("spawn").Process(target=send, args=(endpoint, each), daemon=True)
         sender.start()
         taken = take(endpoint, SOURCES * each)
+        sender.kill()
         sender.join()
     return taken
 

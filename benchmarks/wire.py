@@ -5,10 +5,11 @@ with encoded reports of 1,000 sources, 1,000 transfers each, and ends with the r
 duplicates and keeps each source's own numbers, which vLLM's classes do not.
 """
 
+import itertools
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import msgspec
@@ -19,7 +20,7 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.outbox import Outbox
-from kvxfer.wire import Report, Source, decode, encode
+from kvxfer.wire import Source, decode, encode
 
 SIZES = (10, 100, 1_000, 10_000, 100_000)
 BUDGETS = {1_000: 1 / 12, 10_000: 1 / 60}
@@ -46,14 +47,17 @@ def report(transfers: int, seed: int = SEED) -> bytes:
 
 def reports(sources: int, reports_each: int) -> list[bytes]:
     """Frames of which none is a duplicate: each source in turn, its numbers from 1 on."""
+    return list(itertools.islice(stream(sources), sources * reports_each))
+
+
+def stream(sources: int) -> Iterator[bytes]:
+    """The same, without end."""
     contents = [decode(report(TRANSFERS, SEED + n)) for n in range(CONTENTS)]
     ranks = [encode(_source(rank)) for rank in range(sources)]
-    numbered = (
-        msgspec.structs.replace(contents[(seq + rank) % CONTENTS], source=source, seq=seq, oldest=seq)
-        for seq in range(1, reports_each + 1)
-        for rank, source in enumerate(ranks)
-    )
-    return [encode(message) for message in numbered if isinstance(message, Report)]
+    for seq in itertools.count(1):
+        for rank, source in enumerate(ranks):
+            message = contents[(seq + rank) % CONTENTS]
+            yield encode(msgspec.structs.replace(message, source=source, seq=seq, oldest=seq))
 
 
 def payload(transfers: int, seed: int = SEED) -> bytes:

@@ -93,10 +93,10 @@ waits, ends = os.pipe()
 pid = os.fork()
 if not pid:
     os.close(ends)
+    os.write(1, b"forked")
     os.read(waits, 1)  # until the parent is gone
     sys.stdin.read()
     sys.exit(0)
-os.write(1, b"forked")
 os.read(waits, 1)
 """
 

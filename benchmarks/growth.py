@@ -1,0 +1,84 @@
+"""How does the cost of a report grow with the number of sources that send them?
+
+One process replays frames of so many distinct sources through a socket, 1,000 transfers in each, every source in turn.
+A collector takes and merges them, and closes an interval. CPU is the receiving process's, ZeroMQ's thread included, and
+includes meeting each source for the first time. The peer is the same collector with 10 sources.
+"""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
+
+from benchmarks.harness import Row
+from benchmarks.memory import resident
+from benchmarks.pipe import send
+from benchmarks.wire import check_all_taken
+from kvxfer.aggregator import Aggregator
+from kvxfer.config import CollectorConfig
+from kvxfer.transport import CollectorSockets
+from kvxfer.wire import VERSION, Ack, encode_ack
+
+SOURCES = (1, 10, 100, 1_000, 10_000, 100_000)
+REPORTS = 100_000
+BUDGET = 1.5
+REPETITIONS = 3
+UNIT = "us"
+
+
+def _run(quick: bool, sources: int) -> dict[str, float]:  # noqa: FBT001 - the harness calls it
+    reports = max(sources, REPORTS // (20 if quick else 1))
+    with TemporaryDirectory() as directory:
+        endpoint = f"ipc://{directory}/growth.ipc"
+        pull, aggregator = CollectorSockets(endpoint), Aggregator(CollectorConfig(), 0.0)
+        sender = get_context("spawn").Process(target=send, args=(endpoint, reports // sources, sources), daemon=True)
+        sender.start()
+        figures = _take(pull, aggregator, reports // sources * sources)
+        sender.kill()
+        sender.join()
+        pull.close()
+    figures["source_kib"] /= sources
+    return figures
+
+
+def _take(pull: CollectorSockets, aggregator: Aggregator, count: int) -> dict[str, float]:
+    before = resident()
+    aggregator.feed_all(frames := pull.drain(30.0), 1.0)
+    first = received = len(frames)
+    start = time.process_time()
+    while received < count:
+        aggregator.feed_all(frames := pull.drain(1.0), 1.0)
+        received += len(frames)
+    taken = time.process_time()
+    aggregator.close_interval(2.0)
+    closed = time.process_time()
+    acks = [encode_ack(who, Ack(VERSION, "collector", seq)) for who, seq in aggregator.sources.drain_acks()]
+    acknowledged = time.process_time()
+    check_all_taken(aggregator, count)
+    return {
+        "cpu": (taken - start) / max(1, count - first) * 1e6,
+        "close_ms": (closed - taken) * 1e3,
+        "ack_us": (acknowledged - closed) / len(acks) * 1e6,
+        "source_kib": (resident() - before) * 1024,
+    }
+
+
+CASES: dict[str, Callable[[bool], dict[str, float]]] = {
+    f"sources_{sources}": partial(_run, sources=sources) for sources in SOURCES
+}
+ROWS = (
+    *(
+        Row(f"CPU per report of {sources:,} sources, beside 10", f"sources_{sources}.cpu", "sources_10.cpu", BUDGET)
+        for sources in SOURCES
+        if sources != 10
+    ),
+    Row("an acknowledgement of 100,000 sources, beside 10", "sources_100000.ack_us", "sources_10.ack_us", BUDGET),
+    Row(
+        "close of an interval of 100,000 sources, beside 10",
+        "sources_100000.close_ms",
+        "sources_10.close_ms",
+        unit="ms",
+    ),
+    Row("a source of 100,000, beside one of 1,000", "sources_100000.source_kib", "sources_1000.source_kib", unit="KiB"),
+)
