@@ -6,7 +6,7 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 
 import contextlib
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from kvxfer.bulk import ROWS
@@ -38,6 +38,9 @@ class IntervalFullError(PeerError):
 
     cause = "interval_full"
 
+
+MAX_BYTES_AT_ONCE: Final = 4 << 20
+"""Bytes of frames that are opened together: a full drain of reports of 16 kB."""
 
 MAX_GROWING_BYTES: Final = 64 << 20
 """Bytes of reports in an interval whose stats keep lists: 1.8 million transfers of four values, 235 MB in memory."""
@@ -82,8 +85,8 @@ class Aggregator:
     def feed_all(self, frames: Sequence[bytes], now: float) -> list[bool]:
         """Take frames in their order, which costs far less than one by one; of each, whether it changed anything."""
         taken: list[bool] = []
-        for start in range(0, len(frames), ROWS):
-            messages = [decode_or_error(frame) for frame in frames[start : start + ROWS]]
+        for some in _in_parts(frames):
+            messages = [decode_or_error(frame) for frame in some]
             packed = open_all(messages)
             taken += [self._feed(message, part, now) for message, part in zip(messages, packed, strict=True)]
             for batch in {id(part.batch): part.batch for part in packed if part is not None}.values():
@@ -365,3 +368,14 @@ class Aggregator:
         self.sources.greet(now)
         self._begin, self._start = min(self._begin, now), min(self._start, now)
         self.due = min(self.due, now + self._config.interval_seconds)
+
+
+def _in_parts(frames: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """The frames, so many at a time as are cheap to take: large ones, which a hostile peer sends, fewer."""
+    start = size = 0
+    for number, frame in enumerate(frames):
+        if number - start == ROWS or size > MAX_BYTES_AT_ONCE:
+            yield frames[start:number]
+            start, size = number, 0
+        size += len(frame)
+    yield frames[start:]

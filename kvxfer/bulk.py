@@ -37,13 +37,14 @@ _ZEROS: Final = [bytes(size) for size in range(WINDOW + _WORD)]
 class Column:
     """One field of up to `ROWS` reports: its packed parts, b"" where a report has none.
 
-    ``plausible`` tells of each whether it can be added up; what is wrong with another one `unpack` says.
+    ``plausible`` tells of each whether it can be added up; what is wrong with another one `unpack` says. ``sizes`` are
+    their bytes.
     """
 
     def __init__(self, parts: Sequence[bytes]) -> None:
         """Check the parts."""
         self._parts = parts
-        sizes = np.fromiter(map(len, parts), np.int64, len(parts))
+        self.sizes = sizes = np.fromiter(map(len, parts), np.int64, len(parts))
         headers = _headers(parts, int(sizes.min()))
         form = headers["form"] & _FORM
         self._is_held = sizes > 1  # one byte alone says exact and no values

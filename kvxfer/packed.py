@@ -15,12 +15,11 @@ import numpy as np
 
 from kvxfer.bulk import Column
 from kvxfer.connectors.base import Connector
-from kvxfer.errors import KVXferError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution
 from kvxfer.states import CounterState, State
 from kvxfer.stats import TransferStats
-from kvxfer.wire import Report
+from kvxfer.wire import UNREADABLE, Report
 
 Payload: TypeAlias = Any
 """An opened payload: a struct with the packed distributions of its class as bytes, and its counters."""
@@ -52,23 +51,21 @@ class Form:
         """The payload, opened but not checked; None where it has another form."""
         try:
             return self._decoder.decode(payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
+        except UNREADABLE:
             return None
 
 
 def form_of(connector: str) -> Form | None:
     """The form of a connector's payloads; None where there is none that its class does not know alone."""
     try:
-        found: Any = KVConnectorFactory.get_connector_class_by_name(connector)
-    except KVXferError:
+        return _form_of_class(KVConnectorFactory.get_connector_class_by_name(connector))
+    except Exception:  # noqa: BLE001 - somebody else's class: `open_stats` tells what is wrong with it
         return None
-    return _form_of_class(found)
 
 
 @lru_cache(maxsize=256)
 def _form_of_class(connector: Any) -> Form | None:  # noqa: ANN401 - a connector's class
-    build = getattr(connector.build_kv_connector_stats, "__func__", None)
-    stats_class: Any = getattr(connector, "stats_class", object)
+    build, stats_class = getattr(connector.build_kv_connector_stats, "__func__", None), connector.stats_class
     if build is not Connector.build_kv_connector_stats.__func__ or not issubclass(stats_class, TransferStats):  # type: ignore[attr-defined]
         return None
     is_plain = all(getattr(stats_class, name) is getattr(TransferStats, name) for name in _OUR_METHODS)
@@ -93,8 +90,11 @@ class Batch:
             if any(counts)
         ]
         self.plausible = np.ones(len(payloads), np.bool_)
+        self.sizes = np.zeros(len(payloads), np.int64)
+        """Bytes of each payload, about."""
         for _, column in self._columns:
             self.plausible &= column.plausible
+            self.sizes += column.sizes
         self.runs: defaultdict[Any, list[int]] = defaultdict(list)
         """Which payloads are to be added to what: see `sums.add_batch`."""
 

@@ -13,7 +13,7 @@ from kvxfer.errors import JournalError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import Source, decode_payload, encode_payload, plain
+from kvxfer.wire import UNREADABLE, Source, decode_payload, encode_payload, plain
 
 
 class Batch(NamedTuple):
@@ -112,7 +112,6 @@ _encoder: Final = msgspec.msgpack.Encoder(enc_hook=plain)
 _state_decoder: Final = msgspec.msgpack.Decoder(SavedState)
 _counts_decoder: Final = msgspec.msgpack.Decoder(SavedCounts)
 _interval_decoder: Final = msgspec.msgpack.Decoder(_SavedInterval)
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
 
 
 def encode_state(state: SavedState) -> bytes:
@@ -124,7 +123,7 @@ def decode_state(saved: bytes) -> SavedState:
     """The state in these bytes; raises `JournalError`."""
     try:
         return _state_decoder.decode(saved)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"the saved state cannot be read: {error}"
         raise JournalError(message) from error
 
@@ -138,7 +137,7 @@ def decode_counts(saved: bytes) -> SavedCounts:
     """The counts in these bytes; raises `JournalError`."""
     try:
         return _counts_decoder.decode(saved)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"the saved counts cannot be read: {error}"
         raise JournalError(message) from error
 
@@ -192,7 +191,7 @@ def decode_interval(saved: bytes) -> Interval:
     """The interval in a record, without what no class here reads; raises `JournalError`."""
     try:
         found = _interval_decoder.decode(saved)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"a saved interval cannot be read: {error}"
         raise JournalError(message) from error
     groups = ((group, load_stats(group.connector, group.payload)) for group in found.groups)

@@ -16,6 +16,9 @@ from kvxfer.stats import KVConnectorStats, TransferStats
 MAX_WAITING: Final = 16
 """Reports that wait to be added up, of one source or group: those of an interval, 30 kB."""
 
+MAX_WAITING_BYTES: Final = 64 << 10
+"""Their bytes: what comes in large reports is added up at once."""
+
 FEW: Final = 8
 """Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
 
@@ -26,18 +29,20 @@ class Parts(NamedTuple):
     stats: KVConnectorStats | None
     form: Form | None
     payloads: Sequence[Payload]
+    num_bytes: int
 
 
 class Sum:
     """The stats of one source or group; packed reports wait until there are some, or somebody asks."""
 
-    __slots__ = ("_form", "_stats", "_waiting")
+    __slots__ = ("_form", "_stats", "_waiting", "_waiting_bytes")
 
     def __init__(self, stats: KVConnectorStats | None = None) -> None:
         """Begin with stats, which are its own from here on."""
         self._stats = stats
         self._form: Form | None = None
         self._waiting: list[Payload] = []
+        self._waiting_bytes = 0
 
     def __repr__(self) -> str:
         """Give the stats and how many reports wait."""
@@ -57,17 +62,18 @@ class Sum:
         else:
             self._stats = part if self._stats is None else self._stats.aggregate(part)
 
-    def wait(self, form: Form, payloads: Iterable[Payload]) -> None:
+    def wait(self, form: Form, payloads: Iterable[Payload], num_bytes: int) -> None:
         """Add payloads later: plausible ones, all of one form."""
         self._form = form
         self._waiting.extend(payloads)
+        self._waiting_bytes += num_bytes
 
     def add_parts(self, parts: Parts) -> None:
         """Add what stays as it is, but not stats that only grow."""
         if parts.stats is not None and parts.stats.is_bounded():
             self.add(parts.stats)
         if parts.form is not None:
-            self.wait(parts.form, parts.payloads)
+            self.wait(parts.form, parts.payloads, parts.num_bytes)
 
     @property
     def is_waiting(self) -> bool:
@@ -76,16 +82,16 @@ class Sum:
 
     @property
     def is_full(self) -> bool:
-        """Whether as many reports wait as should."""
-        return len(self._waiting) >= MAX_WAITING
+        """Whether as many reports wait as may."""
+        return len(self._waiting) >= MAX_WAITING or self._waiting_bytes > MAX_WAITING_BYTES
 
     def parts(self) -> Parts:
         """What it is the sum of; to be read as long as nothing is added to it."""
-        return Parts(self._stats, self._form, self._waiting)
+        return Parts(self._stats, self._form, self._waiting, self._waiting_bytes)
 
     def settle(self, stats: KVConnectorStats) -> None:
         """Add the sum of what waits."""
-        self._waiting = []
+        self._waiting, self._waiting_bytes = [], 0
         self.own(stats)
 
     @property
@@ -123,7 +129,8 @@ def add_batch(batch: Batch) -> None:
         each.own(stats)
     few = batch.runs.keys() - many.keys()
     for each in few:
-        each.wait(batch.form, [batch.payloads[row] for row in batch.runs[each]])
+        rows = batch.runs[each]
+        each.wait(batch.form, [batch.payloads[row] for row in rows], int(batch.sizes[rows].sum()))
     add_up(each for each in few if each.is_full)
     batch.runs.clear()
 

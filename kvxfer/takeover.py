@@ -15,7 +15,7 @@ from kvxfer.fields import Counter
 from kvxfer.opening import class_of_somebody_else
 from kvxfer.outbox import SavedOutbox
 from kvxfer.stats import KVConnectorStats, TransferStats
-from kvxfer.wire import VERSION, Goodbye, Report, decode_payload, encode, encode_payload
+from kvxfer.wire import UNREADABLE, VERSION, Goodbye, Report, decode_payload, encode, encode_payload
 
 
 class SavedWorker(msgspec.Struct, array_like=True, frozen=True):
@@ -28,7 +28,6 @@ class SavedWorker(msgspec.Struct, array_like=True, frozen=True):
 Rows: TypeAlias = Iterable[tuple[str, list[list[float]]]]
 
 _decoder: Final = msgspec.msgpack.Decoder(SavedWorker)
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError)
 
 
 def encode_worker(saved: SavedWorker) -> bytes:
@@ -40,7 +39,7 @@ def decode_worker(saved: bytes) -> SavedWorker:
     """What these bytes hold; raises `PeerError`."""
     try:
         return _decoder.decode(saved)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"a saved outbox of {len(saved)} bytes: {error}"
         raise PeerError(message) from error
 

@@ -84,8 +84,8 @@ class Ack(msgspec.Struct, array_like=True, tag=2, gc=False):
     seq: _Seq
 
 
-# What a decoder of msgspec raises on some mutated input besides its own errors.
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError, OverflowError)
+"""What a decoder of msgspec raises on bytes that are none of its own: on some, other errors than its own."""
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - any object of a foreign payload
@@ -120,7 +120,7 @@ def decode(frame: bytes) -> Report | Goodbye:
         raise PeerError(message)
     try:
         decoded: Report | Goodbye = _decoder.decode(frame)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"a frame of {len(frame)} bytes: {error}"
         raise PeerError(message) from error
     if decoded.version != VERSION:
@@ -177,7 +177,7 @@ def decode_ack(frame: bytes) -> Ack:
     """The acknowledgement in a collector's frame; raises `PeerError`."""
     try:
         ack = _ack_decoder.decode(frame.partition(b"\0")[2])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"an acknowledgement of {len(frame)} bytes: {error}"
         raise PeerError(message) from error
     if ack.version != VERSION:
@@ -190,7 +190,7 @@ def decode_source(encoded: bytes) -> Source:
     """The source in a report; raises `PeerError`."""
     try:
         source = _source_decoder.decode(encoded)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"a source of {len(encoded)} bytes: {error}"
         raise PeerError(message) from error
     return source
@@ -200,7 +200,7 @@ def decode_payload(payload: msgspec.Raw) -> dict[str, Any]:
     """The payload of a report as plain data; raises `PeerError`."""
     try:
         decoded = _payload_decoder.decode(payload)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         message = f"a payload of {len(bytes(payload))} bytes: {error}"
         raise PeerError(message) from error
     if not isinstance(decoded, dict):

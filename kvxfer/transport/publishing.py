@@ -24,8 +24,6 @@ _HEARTBEAT_MS: Final = 10_000
 _HEARTBEAT_TTL_MS: Final = 60_000
 # libzmq gives a connection up that was refused for its key, and asks 85 times a second where the other's was wrong.
 _REFUSED_SECONDS: Final = 5.0
-# Of two connections one may have been refused: a collector that is only slow is left in peace for longer.
-_UNANSWERED_SECONDS: Final = 30.0
 
 
 class PublisherSockets:
@@ -44,7 +42,6 @@ class PublisherSockets:
         self._ends = endpoint, ack_endpoint(endpoint)
         self._has_keys = keys is not None
         self._refused_since: float | None = None
-        self._unanswered_since: float | None = None
         self._context = zmq.Context()
         # Whatever ends this process without close() must not hang on an absent collector.
         self._context.linger = 0
@@ -76,7 +73,7 @@ class PublisherSockets:
             socket.connect(end)
 
     def _connect_again(self, now: float) -> None:
-        self._refused_since = self._unanswered_since = now
+        self._refused_since = now
         for socket, end in zip((self._push, self._sub), self._ends, strict=True):
             with contextlib.suppress(zmq.ZMQError):  # it has
                 socket.disconnect(end)
@@ -88,29 +85,23 @@ class PublisherSockets:
     def send(self, frame: bytes) -> bool:
         """Hand a frame over; False if the socket refuses it now.
 
-        What is not taken, or not answered, for long is no sign of an absent collector alone: libzmq may have given the
-        connection up, and is told to connect again.
+        What is not taken for long is no sign of an absent collector alone: libzmq may have given the connection up, and
+        is told to connect again. What is taken and not answered is the outbox's to notice.
         """
-        now = time.monotonic()
-        self._unanswered_since = self._unanswered_since or now
         try:
             self._push.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError:
+            now = time.monotonic()
             self._refused_since = self._refused_since or now
             if now - self._refused_since > _REFUSED_SECONDS:
                 self._connect_again(now)
             return False
         self._refused_since = None
-        if now - self._unanswered_since > _UNANSWERED_SECONDS:
-            self._connect_again(now)
         return True
 
     def acks(self) -> list[bytes]:
         """The acknowledgements that have arrived."""
-        frames = received(self._sub)
-        if frames:
-            self._unanswered_since = None
-        return frames
+        return received(self._sub)
 
     def close(self, linger: float) -> None:
         """Close; frames handed over are still delivered within ``linger`` seconds, in which this waits."""
