@@ -58,7 +58,8 @@ class Form:
 def form_of(connector: str) -> Form | None:
     """The form of a connector's payloads; None where there is none that its class does not know alone."""
     try:
-        return _form_of_class(KVConnectorFactory.get_connector_class_by_name(connector))
+        found: Any = KVConnectorFactory.get_connector_class_by_name(connector)
+        return _form_of_class(found)
     except Exception:  # noqa: BLE001 - somebody else's class: `open_stats` tells what is wrong with it
         return None
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.growth import SOURCES
 from benchmarks.harness import MODULES
+from benchmarks.plot import PANELS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
@@ -90,6 +92,29 @@ def test_a_file_that_cannot_be_written_is_said_before_measuring() -> None:
     assert done.returncode == 2
     expected = "python -m benchmarks: --json no/such/directory/results.json: there is no directory no/such/directory\n"
     assert done.stderr == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--plot", "growth.gif"], "--plot growth.gif: name a file that ends in .svg or .png"),
+        (["wire", "--plot", "growth.svg"], "--plot draws the figures of growth: name it too"),
+        (["--plot", "no/growth.svg"], "--plot no/growth.svg: there is no directory no"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_said_before_measuring(arguments: list[str], problem: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stderr) == (2, f"python -m benchmarks: {problem}\n")
+
+
+def test_the_picture_is_drawn_of_the_figures_beside_it() -> None:
+    report = json.loads(RESULTS.read_text())
+    drawn = (ROOT / "benchmarks" / "growth.svg").read_text()
+    assert set(SOURCES) == {
+        int(case.split("_")[1].split(".")[0]) for case in report["cases"] if "growth.sources" in case
+    }
+    assert all(title in drawn for _, title in PANELS)
+    assert "growth.svg" in README.read_text()
 
 
 def test_a_quick_run_measures_and_compares() -> None:
