@@ -6,8 +6,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from itertools import compress
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Final
@@ -18,6 +17,7 @@ from kvxfer.clock import SteadyClock
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.errors import KVXferError
+from kvxfer.exporting import Exporting
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.left import LeftFiles
 from kvxfer.transport import CollectorKeys, CollectorSockets, check_exposure
@@ -38,6 +38,8 @@ _LOOK_SECONDS: Final = 1.0
 _ACK_SECONDS: Final = 0.5
 # Workers that go on sending do not keep a collector from stopping.
 _LAST_SECONDS: Final = 2.0
+# Nor does an exporter whose peer does not answer.
+_EXPORT_SECONDS: Final = 5.0
 
 
 class Collector:
@@ -71,9 +73,7 @@ class Collector:
         self.endpoint = self._sockets.endpoint
         self._left = LeftFiles(self.endpoint)
         self._next_look = self._clock.now()
-        self._exporters = tuple(exporters)
-        self._exports_failed = 0
-        self._warned: set[int] = set()
+        self._exporters = [Exporting(exporter) for exporter in exporters]
         self._stopping = False
         self._closed = False
         self._pid = os.getpid()
@@ -106,7 +106,10 @@ class Collector:
         return self
 
     def stop(self) -> None:
-        """Take what has arrived, finish the interval, export, close. Later calls do nothing."""
+        """Take what has arrived, finish the interval, export, close. Later calls do nothing.
+
+        An exporter that has not finished 5 s later is left alone.
+        """
         if self._pid != os.getpid():  # in a forked child: the collector is the parent's
             return
         self._stopping = True
@@ -126,7 +129,10 @@ class Collector:
         self.stop()
 
     def poll(self, timeout: float = 0.0) -> list[Interval]:
-        """Take what arrives within ``timeout`` seconds, and export the interval that is due, if one is."""
+        """Take what arrives within ``timeout`` seconds; give the interval that is due, if one is, to the exporters.
+
+        Each of them has a thread of its own.
+        """
         self._take(self._sockets.drain(max(0.0, min(timeout, self._seconds_left()))))
         now = self._clock.now()
         if now >= self._next_look:
@@ -176,10 +182,13 @@ class Collector:
             self._commit(now)
             self._export(interval)
         finally:
-            for exporter in self._exporters:
-                self._guarded(exporter, exporter.close)
             self._commits.close()
             self._sockets.close(_ACK_SECONDS)
+            for exporter in self._exporters:
+                exporter.end()
+            deadline = time.monotonic() + _EXPORT_SECONDS
+            for exporter in self._exporters:
+                exporter.join(deadline)
 
     def _take_the_rest(self) -> None:
         deadline = time.monotonic() + _LAST_SECONDS
@@ -211,22 +220,12 @@ class Collector:
     def _export(self, interval: Interval) -> None:
         interval = self._whole(interval)
         for exporter in self._exporters:
-            self._guarded(exporter, partial(exporter.export, interval))
-
-    def _guarded(self, exporter: Exporter, call: Callable[[], object]) -> None:
-        """One exporter that fails costs the others nothing; it is logged once and counted each time."""
-        try:
-            call()
-        except Exception:
-            self._exports_failed += 1
-            if id(exporter) not in self._warned:
-                self._warned.add(id(exporter))
-                logger.exception("%s failed; later failures are only counted", type(exporter).__name__)
+            exporter.export(interval)
 
     def _completed(self, pipeline: Pipeline) -> Pipeline:
         return msgspec.structs.replace(
             pipeline,
-            exports_failed=self._exports_failed,
+            exports_failed=sum(exporter.failed for exporter in self._exporters),
             commits_failed=self._commits.failed,
             connections_refused=dict(self._sockets.refused),
         )
