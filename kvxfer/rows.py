@@ -114,7 +114,8 @@ class RowBuffer:
         del waiting[width * MAX_WAITING_ROWS :]
         most = width * min(max(PIECE_ROWS, len(waiting) // width // 8), MAX_PIECE_ROWS)
         for start in range(0, len(waiting), most):
-            self._fold(waiting[start : start + most], for_report=for_report)
+            piece = waiting[start : start + most] if len(waiting) > most else waiting
+            self._fold(piece, for_report=for_report)
 
     def extend(self, columns: list[list[Any]]) -> None:
         """Add columns of equal length, as vLLM's payloads hold them."""

@@ -20,11 +20,12 @@ from kvxfer.workload.shared_memory import SEGMENT_FILES, SharedMemoryMover
 from kvxfer.workload.tally import Tally
 
 DRIVER = """
-import sys
+import signal, sys
 from kvxfer.workload.run import Workload
 from kvxfer.workload.trace import Transfer
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background ignores it
     with Workload("SharedMemoryConnector", sys.argv[1], workers=2, block_bytes=4096, pool_blocks=8) as workload:
         print("started", flush=True)
         paced = (Transfer(n / 1000, (n,)) for n in range(1_000_000))
