@@ -31,6 +31,7 @@ _DENSE_BYTES: Final = 1  # the sizes of counts and gaps, in the header
 _LANES: Final = np.uint64(0x00FF00FF00FF00FF)
 _BYTE: Final = np.uint64(8)
 _WORD: Final = 8
+_BODY: Final = HEADER.itemsize
 _ZEROS: Final = [bytes(size) for size in range(WINDOW + _WORD)]
 
 
@@ -50,9 +51,9 @@ class Column:
         self._is_held = sizes > 1  # one byte alone says exact and no values
         self._is_whole = (headers["form"] & WHOLE > 0) | ~self._is_held
         self._is_exact = (form == EXACT) & (sizes % _WORD == 1) & self._is_held
-        in_table = (form == HISTOGRAM) & (headers["sizes"] == _DENSE_BYTES) & (sizes > HEADER.itemsize)
-        in_table &= _in_one_window(headers["offset"], sizes - HEADER.itemsize, in_table)
-        self._table = _Table(headers, parts, in_table)
+        in_table = (form == HISTOGRAM) & (headers["sizes"] == _DENSE_BYTES) & (sizes > _BODY)
+        in_table &= _in_one_window(headers["offset"], sizes - _BODY, in_table)
+        self._table = _Table(headers, parts, sizes, in_table)
         self.plausible = (sizes == 0) | self._is_exact | (form == EXACT) & (sizes == 1)
         self.plausible[in_table] = self._table.plausible
         self._check_exact()
@@ -102,10 +103,9 @@ class Column:
 
 
 def _headers(parts: Sequence[bytes], smallest: int) -> NDArray[Any]:
-    size = HEADER.itemsize
-    if smallest >= size:
-        return np.frombuffer(b"".join([part[:size] for part in parts]), HEADER)
-    return np.frombuffer(b"".join([part[:size].ljust(size, _ABSENT) for part in parts]), HEADER)
+    if smallest >= _BODY:
+        return np.frombuffer(b"".join([part[:_BODY] for part in parts]), HEADER)
+    return np.frombuffer(b"".join([part[:_BODY].ljust(_BODY, _ABSENT) for part in parts]), HEADER)
 
 
 def _in_one_window(
@@ -126,18 +126,19 @@ def _in_one_window(
 class _Table:
     """Those among the parts that are dense histograms with counts of a byte: one a row, in one window of buckets."""
 
-    def __init__(self, headers: NDArray[Any], parts: Sequence[bytes], among: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, headers: NDArray[Any], parts: Sequence[bytes], sizes: NDArray[np.int64], among: NDArray[np.bool_]
+    ) -> None:
         self._place = np.where(among, np.cumsum(among) - 1, -1)
         self._headers = headers[among]
-        rows = np.flatnonzero(among).tolist()
-        bodies = [parts[row][HEADER.itemsize :] for row in rows]
         self._first = int(self._headers["offset"].min(initial=2**31 - 1))
         self._starts = self._headers["offset"].astype(np.int64) - self._first
-        self._ends = self._starts + np.fromiter(map(len, bodies), np.int64, len(rows))
+        self._ends = self._starts + sizes[among] - _BODY
         width = -(-int(self._ends.max(initial=0)) // _WORD) * _WORD
+        rows = np.flatnonzero(among).tolist()
         padded: list[bytes] = []
-        for start, end, body in zip(self._starts.tolist(), self._ends.tolist(), bodies, strict=True):
-            padded += (_ZEROS[start], body, _ZEROS[width - end])
+        for row, start, end in zip(rows, self._starts.tolist(), self._ends.tolist(), strict=True):
+            padded += (_ZEROS[start], parts[row][_BODY:], _ZEROS[width - end])
         words = np.frombuffer(b"".join(padded), "<u8").reshape(len(rows), width // _WORD)
         self._even, self._odd = words & _LANES, (words >> _BYTE) & _LANES
         across = (self._even + self._odd).sum(axis=1).view(np.uint16).reshape(len(rows), 4)
