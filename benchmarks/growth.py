@@ -1,26 +1,32 @@
-"""How does the cost of a report grow with the number of sources that send them?
+"""How does the cost of a report grow with the number of sources, of transfers in it, of labels?
 
 One process replays frames of so many distinct sources through a socket, 1,000 transfers in each, every source in turn.
 A collector takes and merges them, and closes an interval. CPU is the receiving process's, ZeroMQ's thread included, and
-includes meeting each source for the first time. The peer is the same collector with 10 sources.
+includes meeting each source for the first time. The peer is the same collector with 10 sources. With transfers and
+labels the reports of 8 sources are fed without a socket, and the peer is a report of 1,000 transfers.
 """
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.harness import Row
 from benchmarks.memory import resident
 from benchmarks.pipe import send
-from benchmarks.wire import check_all_taken
+from benchmarks.wire import check_all_taken, report, stream
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.transport import CollectorSockets
-from kvxfer.wire import VERSION, Ack, encode_ack
+from kvxfer.wire import VERSION, Ack, Report, encode, encode_ack, encode_payload
 
 SOURCES = (1, 10, 100, 1_000, 10_000, 100_000)
+TRANSFERS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
+SOURCES_FED = 8
+ROWS_AT_ONCE = 256  # as many as a collector receives at once
 REPORTS = 100_000
 BUDGET = 1.5
 REPETITIONS = 3
@@ -64,8 +70,31 @@ def _take(pull: CollectorSockets, aggregator: Aggregator, count: int) -> dict[st
     }
 
 
-CASES: dict[str, Callable[[bool], dict[str, float]]] = {
-    f"sources_{sources}": partial(_run, sources=sources) for sources in SOURCES
+def _feeding(quick: bool, message: Callable[[], bytes]) -> float:  # noqa: FBT001 - the harness calls it
+    """CPU of a report with this content."""
+    frames = list(itertools.islice(stream(SOURCES_FED, [message()]), 512 if quick else 4096))
+    aggregator = Aggregator(CollectorConfig(), 0.0)
+    start = time.process_time()
+    for first in range(0, len(frames), ROWS_AT_ONCE):
+        aggregator.feed_all(frames[first : first + ROWS_AT_ONCE], 1.0)
+    taken = time.process_time() - start
+    check_all_taken(aggregator, len(frames))
+    return taken / len(frames) * 1e6
+
+
+def _labelled() -> bytes:
+    """A report of the offloading connector: three fields with 25 label sets each, which its own class adds up."""
+    labels = [(f"tier{n % 5}", f"tier{n // 5}") for n in range(25)]
+    types = {"bytes": "counter", "operations": "counter", "time": "histogram"}
+    values = {name: dict.fromkeys(labels, [0.25] * 10 if kind == "histogram" else 7) for name, kind in types.items()}
+    payload = encode_payload({"types": types, "data": values})
+    return encode(Report(VERSION, b"", "OffloadingConnector", 1, 0.0, 1.0, payload))
+
+
+CASES: dict[str, Callable[[bool], Any]] = {
+    **{f"sources_{sources}": partial(_run, sources=sources) for sources in SOURCES},
+    **{f"transfers_{size}": partial(_feeding, message=partial(report, size)) for size in TRANSFERS},
+    "labelled": partial(_feeding, message=_labelled),
 }
 ROWS = (
     *(
@@ -74,11 +103,12 @@ ROWS = (
         if sources != 10
     ),
     Row("an acknowledgement of 100,000 sources, beside 10", "sources_100000.ack_us", "sources_10.ack_us", BUDGET),
-    Row(
-        "close of an interval of 100,000 sources, beside 10",
-        "sources_100000.close_ms",
-        "sources_10.close_ms",
-        unit="ms",
-    ),
+    Row("close of an interval of 100,000, beside 10", "sources_100000.close_ms", "sources_10.close_ms", unit="ms"),
     Row("a source of 100,000, beside one of 1,000", "sources_100000.source_kib", "sources_1000.source_kib", unit="KiB"),
+    *(
+        Row(f"a report of {size:,} transfers, beside 1,000", f"transfers_{size}", "transfers_1000")
+        for size in TRANSFERS
+        if size != 1_000
+    ),
+    Row("a report of 75 label sets, beside one without", "labelled", "transfers_1000"),
 )

@@ -17,9 +17,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-MODULES = ("record", "fold", "wire", "pipe", "growth", "latency", "overhead", "memory")
-PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk")
-OPTIONAL = ("prometheus_client", "opentelemetry")
+MODULES = ("record", "fold", "wire", "pipe", "growth", "interval", "latency", "overhead", "memory")
+PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk", "datadog")
+OPTIONAL = ("prometheus_client", "opentelemetry", "datadog")
 REPETITIONS = 5
 SEED = 1
 TIMEOUT_SECONDS = 120

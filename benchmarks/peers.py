@@ -4,6 +4,7 @@ import atexit
 import os
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -105,5 +106,22 @@ def opentelemetry() -> Record:
         duration.record(transfer)
         post.record(posted)
         size.record(num_bytes)
+
+    return record
+
+
+def dogstatsd() -> Record:
+    """Three histograms of DogStatsD's client, each a datagram to a port of this host where somebody listens."""
+    from datadog.dogstatsd import DogStatsd  # noqa: PLC0415 - an extra
+
+    agent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    agent.bind(("127.0.0.1", 0))
+    atexit.register(agent.close)
+    client = DogStatsd("127.0.0.1", agent.getsockname()[1], disable_buffering=True, disable_telemetry=True)
+
+    def record(transfer: float, posted: float, num_bytes: int, _: int) -> None:
+        client.histogram("duration", transfer)
+        client.histogram("post", posted)
+        client.histogram("size", num_bytes)
 
     return record

@@ -2,8 +2,8 @@
 
 In batches of 1,000, the buffers emptied between them and outside of the time. vLLM's recorder takes NIXL's telemetry
 and converts microseconds within; ours takes base units, so that a caller who has telemetry converts it: one row leaves
-that out, as the interfaces do, and favours us; one counts it. Prometheus and OpenTelemetry record three of the values,
-which favours them.
+that out, as the interfaces do, and favours us; one counts it. Prometheus, OpenTelemetry and DogStatsD record three of
+the values, which favours them.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from benchmarks.harness import Row
-from benchmarks.peers import Record, VllmStats, opentelemetry, prometheus, telemetry
+from benchmarks.peers import Record, VllmStats, dogstatsd, opentelemetry, prometheus, telemetry
 from kvxfer.area import SharedPending
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.shared import SharedBuffer
@@ -104,6 +104,7 @@ CASES: dict[str, Callable[[bool], float]] = {
     "prometheus": lambda quick: _peer(prometheus(multiprocess=False), _rows(), _batches(quick=quick) // 5),
     "prometheus_files": lambda quick: _peer(prometheus(multiprocess=True), _rows(), _batches(quick=quick) // 5),
     "opentelemetry": lambda quick: _peer(opentelemetry(), _rows(), _batches(quick=quick) // 5),
+    "dogstatsd": lambda quick: _peer(dogstatsd(), _rows(), _batches(quick=quick) // 5),
 }
 ROWS = (
     Row("one transfer, 4 values", "kvxfer", "vllm", 0.5),
@@ -112,4 +113,5 @@ ROWS = (
     Row("beside three observe of prometheus_client", "kvxfer", "prometheus", 1 / 15),
     Row("beside the same in multiprocess files", "kvxfer", "prometheus_files"),
     Row("beside three record of OpenTelemetry", "kvxfer", "opentelemetry", 1 / 60),
+    Row("beside three histogram of DogStatsD", "kvxfer", "dogstatsd"),
 )

@@ -9,7 +9,7 @@ import itertools
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -50,13 +50,13 @@ def reports(sources: int, reports_each: int) -> list[bytes]:
     return list(itertools.islice(stream(sources), sources * reports_each))
 
 
-def stream(sources: int) -> Iterator[bytes]:
-    """The same, without end."""
-    contents = [decode(report(TRANSFERS, SEED + n)) for n in range(CONTENTS)]
+def stream(sources: int, frames: Sequence[bytes] = ()) -> Iterator[bytes]:
+    """The same, without end; of these contents in turn, instead of `CONTENTS` different ones."""
+    contents = [decode(frame) for frame in frames or [report(TRANSFERS, SEED + n) for n in range(CONTENTS)]]
     ranks = [encode(_source(rank)) for rank in range(sources)]
     for seq in itertools.count(1):
         for rank, source in enumerate(ranks):
-            message = contents[(seq + rank) % CONTENTS]
+            message = contents[(seq + rank) % len(contents)]
             yield encode(msgspec.structs.replace(message, source=source, seq=seq, oldest=seq))
 
 
