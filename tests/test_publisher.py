@@ -65,7 +65,7 @@ def publisher(collector: Collector, connector: str = "NixlConnector", **options:
 def reduced(collector: Collector) -> dict[str, Any]:
     """What the one group holds when all is in."""
     collector.stop()
-    keeping: Any = collector._exporters[0]
+    keeping: Any = collector._exporters[0]._exporter
     (interval,) = keeping.intervals
     assert interval.pipeline.reports_rejected == {}
     assert interval.pipeline.reports_lost == 0
