@@ -150,7 +150,8 @@ class Aggregator:
             return False
         # First, since what cannot be read makes no source known.
         stats = self._opened(report) if part is None else part
-        known = self._admitted(report, now)
+        if known is None:
+            known = self._admitted(report, now)
         self.sources.take(known, report, now)
         known.clock_offset = now - report.end
         self._received += 1

@@ -33,6 +33,9 @@ class TakenSeqs:
 
     def take(self, seq: int, oldest: int) -> bool:
         """Take a number of a publisher that keeps from ``oldest`` on (0: unknown); False if it was taken before."""
+        if seq == self.floor + 1 and not self.above:  # nearly all of them
+            self.floor = seq
+            return True
         self.settle(max(oldest, seq - _WINDOW + 1))
         if self.holds(seq):
             return False

@@ -3,7 +3,6 @@
 No socket, no clock, no thread; what they observed is the aggregator's affair.
 """
 
-from collections import Counter as Tally
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -228,19 +227,25 @@ class Sources:
 
     def count_states(self, now: float) -> dict[str, int]:
         """How many sources there are in each state."""
-        counted = Tally(self.state(known, now).value for known in self.by_bytes.values())
-        return {state.value: counted[state.value] for state in SourceState}
+        num_silent, num_gone = len(self._unheard(now, self._config.silent_seconds)), len(self._gone)
+        counts = (len(self.by_bytes) - num_silent - num_gone, num_silent, num_gone)
+        return {state.value: count for state, count in zip(SourceState, counts, strict=True)}
 
     def silent(self, now: float) -> tuple[Source, ...]:
         """The sources that were expected to report and did not."""
-        states = ((known, self.state(known, now)) for known in self.by_bytes.values())
-        return tuple(known.source for known, state in states if state is SourceState.SILENT)
+        return tuple(known.source for known in self._unheard(now, self._config.silent_seconds))
 
     def expire(self, now: float) -> None:
         """Give up those that were not heard of for ``gone_seconds``: killed, or cut off for good."""
-        for known in self.by_bytes.values():
-            if not known.is_gone and now - known.last_seen >= self._config.gone_seconds:
-                self._leave(known, known.taken.floor + known.taken.above.bit_length())
+        for known in self._unheard(now, self._config.gone_seconds):
+            self._leave(known, known.taken.floor + known.taken.above.bit_length())
+
+    def _unheard(self, now: float, seconds: float) -> list[KnownSource]:
+        """Those of whom nothing was heard for so long, and who are not gone."""
+        # Looks at each, three times an interval: 4 ms for 100,000.
+        return [
+            known for known in self.by_bytes.values() if now - known.last_seen >= seconds and known.final_seq is None
+        ]
 
     # --- acknowledging
 

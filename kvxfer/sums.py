@@ -13,8 +13,8 @@ from kvxfer.opening import merged
 from kvxfer.packed import Batch, Form, PackedReport, Payload
 from kvxfer.stats import KVConnectorStats, TransferStats
 
-MAX_WAITING: Final = 16
-"""Reports that wait to be added up, of one source or group: those of an interval, 30 kB."""
+MAX_WAITING: Final = 32
+"""Reports that wait to be added up, of one source or group: more than an interval has, 55 kB."""
 
 MAX_WAITING_BYTES: Final = 64 << 10
 """Their bytes: what comes in large reports is added up at once."""
@@ -128,9 +128,10 @@ def add_batch(batch: Batch) -> None:
     for each, stats in zip(many, batch.sums(list(many.values())), strict=True):
         each.own(stats)
     few = batch.runs.keys() - many.keys()
+    sizes = batch.sizes.tolist()
     for each in few:
         rows = batch.runs[each]
-        each.wait(batch.form, [batch.payloads[row] for row in rows], int(batch.sizes[rows].sum()))
+        each.wait(batch.form, [batch.payloads[row] for row in rows], sum([sizes[row] for row in rows]))
     add_up(each for each in few if each.is_full)
     batch.runs.clear()
 
