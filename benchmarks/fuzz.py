@@ -128,7 +128,8 @@ class Sender:
     def __init__(self, endpoint: str, process: Any) -> None:  # noqa: ANN401 - a process of any context
         self._endpoint = endpoint
         self._process = process
-        self._sockets = PublisherSockets(endpoint, b"behaved-")
+        self._sockets = PublisherSockets(endpoint)
+        self._sockets.listen(b"behaved-")  # what all their topics begin with
         self.recorded = NixlConnectorStats()
         self.behaved = [Behaved(rank, self.recorded) for rank in range(NUM_BEHAVED)]
         self._by_id = {behaved.id: behaved.outbox for behaved in self.behaved}
@@ -180,7 +181,7 @@ class Sender:
 
     def misbehave(self, noise: bytes) -> None:
         """Over other connections: a frame beyond the limit, bytes that are no ZeroMQ."""
-        liar = PublisherSockets(self._endpoint, b"")
+        liar = PublisherSockets(self._endpoint)
         deadline = 0.0
         while not liar.send(bytes(MAX_FRAME_BYTES + 1)):
             deadline = self._wait(deadline)

@@ -53,7 +53,8 @@ def _sample(endpoint: str, samples: int, pipe: Connection) -> None:
     """Send reports one by one, each when the one before is acknowledged; the milliseconds that each took."""
     source = encode(Source("sampled", "host", 1, 0.0, {}))
     message = decode(report(1000))
-    sockets = PublisherSockets(endpoint, topic("sampled"), None)
+    sockets = PublisherSockets(endpoint)
+    sockets.listen(topic("sampled"))
     taken = []
     for seq in range(1, samples + 1):
         frame = encode(type(message)(message.version, source, message.connector, seq, 0.0, 1.0, message.payload))

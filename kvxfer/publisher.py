@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvxfer.area import SharedPending
 from kvxfer.clock import SteadyClock
-from kvxfer.config import default_curve, default_endpoint, private_endpoint
+from kvxfer.config import default_curve, default_endpoint
 from kvxfer.copying import copy_of
+from kvxfer.delivering import Delivering
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
@@ -25,15 +26,8 @@ from kvxfer.reporting import count_publisher
 from kvxfer.shared import SharedBuffer
 from kvxfer.stats import KVConnectorStats, TransferStats
 from kvxfer.takeover import SavedWorker, encode_worker
-from kvxfer.transport import PublisherKeys, PublisherSockets, check_endpoint
-from kvxfer.wire import (
-    MAX_NAME,
-    Source,
-    decode_ack,
-    decode_source,
-    encode,
-    topic,
-)
+from kvxfer.transport import PublisherKeys, check_endpoint
+from kvxfer.wire import MAX_NAME, Source, decode_source, encode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,7 +104,7 @@ class StatsPublisher:
     def delivery(self) -> Delivery:
         """How far the reports of this process have come."""
         outbox = self._outbox
-        return Delivery(outbox.num_reports, outbox.num_resent, outbox.num_unacknowledged, self._num_refused)
+        return Delivery(outbox.num_reports, outbox.num_resent, outbox.num_unacknowledged, self._delivering.num_refused)
 
     def _begin(self) -> None:
         """Become a source of this process: an outbox, a socket yet to be made, a thread."""
@@ -118,8 +112,7 @@ class StatsPublisher:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
-        self._num_refused = 0
-        self._sockets: PublisherSockets | None = None
+        self._delivering = Delivering(self.endpoint, self._keys)
         self._clock = SteadyClock()
         now = self._clock.now()
         self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
@@ -214,7 +207,7 @@ class StatsPublisher:
             self._outbox.part()
         self._flush_until(deadline)
         with self._never_harming(), self._lock:
-            self._disconnect(deadline - time.monotonic())
+            self._delivering.close(deadline - time.monotonic())
             shared, self._shared = self._shared, None
             if shared is not None:
                 shared.close(keep=not self._outbox.is_idle)
@@ -307,32 +300,8 @@ class StatsPublisher:
     def _exchange(self) -> bool:
         """Hear what is acknowledged, hand over what the socket takes now; whether nothing is left to do."""
         with self._lock:
-            outbox = self._outbox
-            if self._sockets is not None:
-                for frame in self._sockets.acks():
-                    with contextlib.suppress(PeerError):
-                        outbox.acknowledge(decode_ack(frame), self._clock.now())
-            if outbox.tick(self._clock.now()):
-                # Who holds the other end may be a child that was forked from a collector which is gone, and read
-                # nothing: the heartbeat takes 20 s to notice, a new connection none.
-                self._disconnect(0)
-            while (frame_to_send := outbox.next_frame) is not None:
-                if not self._connected().send(frame_to_send):
-                    self._num_refused += 1
-                    break
-                outbox.sent(self._clock.now())
-            return outbox.has_parted if self._closing else outbox.is_idle
-
-    def _connected(self) -> PublisherSockets:
-        if self._sockets is None:
-            private = self.endpoint == private_endpoint()
-            self._sockets = PublisherSockets(self.endpoint, topic(self.source.id), self._keys, private=private)
-        return self._sockets
-
-    def _disconnect(self, linger: float) -> None:
-        sockets, self._sockets = self._sockets, None
-        if sockets is not None:
-            sockets.close(linger)
+            self._delivering.exchange({self.source.id: self._outbox}, self._clock.now())
+            return self._outbox.has_parted if self._closing else self._outbox.is_idle
 
     def _wait(self, deadline: float) -> bool:
         """Wait a moment for an answer, the lock free meanwhile; False when time is up."""
@@ -370,10 +339,9 @@ class StatsPublisher:
         with self._never_harming():
             if self._stats is not None:
                 self._stats.renew()
-        if self._sockets is not None:
-            _abandoned.append(self._sockets)
+        self._delivering.abandon()
         if self._closing:
-            self._pid, self._lock, self._sockets = os.getpid(), threading.Lock(), None
+            self._pid, self._lock = os.getpid(), threading.Lock()
             return
         self._begin()
         if self._shared is not None:
@@ -393,7 +361,3 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     except PeerError as error:
         message = f"a publisher has at most 16 labels of at most 200 characters: {error}"
         raise ConfigError(message) from error
-
-
-# In a forked child, for ever: the io thread behind these sockets is the parent's, so not even closing them is safe.
-_abandoned: Final[list[PublisherSockets]] = []

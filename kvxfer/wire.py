@@ -173,6 +173,11 @@ def encode_ack(source_id: str, ack: Ack) -> bytes:
     return topic(source_id) + _encoder.encode(ack)
 
 
+def topic_of_ack(frame: bytes) -> bytes:
+    """The topic that an acknowledgement is behind."""
+    return frame.partition(b"\0")[0]
+
+
 def decode_ack(frame: bytes) -> Ack:
     """The acknowledgement in a collector's frame; raises `PeerError`."""
     try:

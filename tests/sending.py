@@ -5,8 +5,6 @@ import time
 
 from kvxfer.transport import PublisherSockets
 
-TOPIC = b"somebody\0"
-
 
 def send_all(sockets: PublisherSockets, *frames: bytes) -> None:
     """Hand the frames over, waiting for a collector."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from sending import TOPIC, send_all
+from sending import send_all
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
@@ -97,7 +97,7 @@ def bad(**changes: Any) -> bytes:
 
 
 def send(endpoint: str, *frames: bytes) -> None:
-    push = PublisherSockets(endpoint, TOPIC)
+    push = PublisherSockets(endpoint)
     send_all(push, *frames)
     push.close(10)
 
@@ -161,7 +161,7 @@ def test_reports_doubled_and_out_of_order_with_a_clock_an_hour_off_count_once(ip
 def test_a_huge_frame_costs_its_sender_the_connection_and_nobody_else_anything(ipc_endpoint: str) -> None:
     with Collector(config(ipc_endpoint)) as collector:
         send(ipc_endpoint, report(1))
-        liar = PublisherSockets(ipc_endpoint, TOPIC)
+        liar = PublisherSockets(ipc_endpoint)
         send_all(liar, bytes((1 << 20) + 1))
         send(ipc_endpoint, report(2))
         liar.close(0)

@@ -44,7 +44,7 @@ LAYERS = (
         "reporting",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
-    ("clock", "commits", "exporting", "publisher", "collector"),
+    ("clock", "commits", "exporting", "delivering", "publisher", "collector"),
     ("exporters",),
     ("integrations", "workload"),
     ("cli", "__main__"),

@@ -198,7 +198,7 @@ def test_a_closed_publisher_takes_calls_and_opens_nothing_again(collector: Colle
     worker.flush()
     worker.stats.record_failed_transfer()
     worker.close()
-    assert worker._sockets is None
+    assert worker._delivering._sockets is None
     assert not worker._thread.is_alive()
 
 

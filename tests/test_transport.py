@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sending import TOPIC, send_all
+from sending import send_all
 
 from kvxfer.errors import ConfigError, EndpointError
 from kvxfer.outbox import MAX_KEPT
@@ -31,7 +31,7 @@ def receive(pull: CollectorSockets, count: int) -> list[bytes]:
 
 def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_closes(ipc_endpoint: str) -> None:
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
-        push = PublisherSockets(ipc_endpoint, TOPIC)
+        push = PublisherSockets(ipc_endpoint)
         sent = [str(number).encode() for number in range(2 * MAX_KEPT)]
         send_all(push, *sent)
         push.close(5)
@@ -39,7 +39,7 @@ def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_
 
 
 def test_a_send_with_no_collector_is_refused_at_once_and_closing_does_not_hang(ipc_endpoint: str) -> None:
-    push = PublisherSockets(ipc_endpoint, TOPIC)
+    push = PublisherSockets(ipc_endpoint)
     assert not push.send(b"x")
     push.close(0)
 
@@ -48,7 +48,7 @@ def test_a_second_collector_on_a_live_path_is_refused(ipc_endpoint: str) -> None
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
         with pytest.raises(EndpointError, match="a collector listens there; stop it or choose another endpoint"):
             CollectorSockets(ipc_endpoint)
-        push = PublisherSockets(ipc_endpoint, TOPIC)
+        push = PublisherSockets(ipc_endpoint)
         send_all(push, b"still here")
         assert receive(pull, 1) == [b"still here"]
         push.close(1)
@@ -119,7 +119,7 @@ def test_a_path_holds_as_many_bytes_as_a_socket_address() -> None:
 @pytest.mark.parametrize("endpoint", ["", "ipc", "udp://127.0.0.1:1", "tcp://127.0.0.1", "tcp://127.0.0.1:", "ipc://"])
 def test_an_endpoint_that_is_none_is_said(endpoint: str) -> None:
     with pytest.raises(EndpointError, match=r"expected ipc://PATH or tcp://HOST:PORT|has 0 bytes"):
-        PublisherSockets(endpoint, TOPIC)
+        PublisherSockets(endpoint)
 
 
 def test_a_port_that_is_taken_is_said() -> None:
@@ -161,7 +161,7 @@ def test_what_reaches_further_asks_for_keys(host: str) -> None:
 def test_over_ipv6_it_is_the_same() -> None:
     with contextlib.closing(CollectorSockets("tcp://[::1]:*")) as pull:
         assert pull.endpoint.startswith("tcp://[::1]:")
-        push = PublisherSockets(pull.endpoint, TOPIC)
+        push = PublisherSockets(pull.endpoint)
         send_all(push, b"six")
         assert receive(pull, 1) == [b"six"]
         push.close(1)
@@ -171,9 +171,9 @@ def test_a_worker_sends_nothing_into_a_private_directory_that_somebody_else_made
     directory = path_of(ipc_endpoint).parent
     directory.chmod(0o755)
     with pytest.raises(EndpointError, match="is not a directory of this user alone"):
-        PublisherSockets(ipc_endpoint, TOPIC, private=True)
+        PublisherSockets(ipc_endpoint, private=True)
     directory.chmod(0o700)
-    PublisherSockets(ipc_endpoint, TOPIC, private=True).close(0)
+    PublisherSockets(ipc_endpoint, private=True).close(0)
 
 
 def test_the_bytes_of_a_port_scan_are_no_messages() -> None:
@@ -186,7 +186,7 @@ def test_the_bytes_of_a_port_scan_are_no_messages() -> None:
         for scan in scans:
             with socket.create_connection((host, int(port))) as peer:
                 peer.sendall(scan)
-        push = PublisherSockets(pull.endpoint, TOPIC)
+        push = PublisherSockets(pull.endpoint)
         send_all(push, b"a real one")
         assert receive(pull, 1) == [b"a real one"]
         push.close(1)
@@ -195,7 +195,7 @@ def test_the_bytes_of_a_port_scan_are_no_messages() -> None:
 
 def test_a_frame_over_the_limit_is_dropped_with_its_connection(ipc_endpoint: str) -> None:
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
-        liar, honest = PublisherSockets(ipc_endpoint, TOPIC), PublisherSockets(ipc_endpoint, TOPIC)
+        liar, honest = PublisherSockets(ipc_endpoint), PublisherSockets(ipc_endpoint)
         send_all(liar, os.urandom(2 << 20))
         send_all(honest, b"fine")
         assert receive(pull, 1) == [b"fine"]

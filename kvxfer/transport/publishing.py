@@ -27,14 +27,12 @@ _REFUSED_SECONDS: Final = 5.0
 
 
 class PublisherSockets:
-    """A worker's end: connects, sends without ever waiting, hears the acknowledgements of its topic.
+    """A worker's end: connects, sends without ever waiting, hears the acknowledgements of its topics.
 
     Raises `EndpointError` for an endpoint that is none.
     """
 
-    def __init__(
-        self, endpoint: str, topic: bytes, keys: PublisherKeys | None = None, *, private: bool = False
-    ) -> None:
+    def __init__(self, endpoint: str, keys: PublisherKeys | None = None, *, private: bool = False) -> None:
         """Connect in the background; there need be no collector yet. ``private``: as for `CollectorSockets`."""
         check_endpoint(endpoint)
         if private:
@@ -51,7 +49,6 @@ class PublisherSockets:
         self._push.immediate = True
         self._sub = self._context.socket(zmq.SUB)
         self._sub.maxmsgsize = MAX_ACK_BYTES
-        self._sub.subscribe(topic)
         for end in (self._push, self._sub):
             end.ipv6 = is_ipv6(endpoint)
             end.heartbeat_ivl = _HEARTBEAT_MS
@@ -81,6 +78,10 @@ class PublisherSockets:
                 socket.reconnect_ivl = _RECONNECT_MAX_MS
         with contextlib.suppress(zmq.ZMQError):  # as the first time, in the background
             self._connect()
+
+    def listen(self, topic: bytes) -> None:
+        """Hear the acknowledgements behind this topic from now on, and what has passed it by."""
+        self._sub.subscribe(topic)
 
     def send(self, frame: bytes) -> bool:
         """Hand a frame over; False if the socket refuses it now.

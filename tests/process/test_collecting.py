@@ -70,7 +70,8 @@ def test_a_collector_that_is_told_to_end_has_counted_what_it_acknowledged_and_th
 
 
 def wait_until_it_answers(endpoint: str) -> None:
-    sockets = PublisherSockets(endpoint, topic("somebody"))
+    sockets = PublisherSockets(endpoint)
+    sockets.listen(topic("somebody"))
     wait_until(lambda: bool(sockets.acks()))
     sockets.close(0)
 
