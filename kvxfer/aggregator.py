@@ -154,6 +154,8 @@ class Aggregator:
             known = self._admitted(report, now)
         self.sources.take(known, report, now)
         known.clock_offset = now - report.end
+        if report.ranks != known.num_ranks:
+            self.sources.speaks_for(known, report.ranks)
         self._received += 1
         self._cut = min(self._cut + report.cut, _MOST)
         self._count_in(report.connector, known, stats)
@@ -215,7 +217,7 @@ class Aggregator:
         viewed = [(place, self._views.known[place], held) for place, held in self._views.close().items()]
         add_up(group.open for group in self._groups.by_key.values())
         groups = tuple(
-            Group(key.connector, self._groups.labels(key), stats, len(group.ranks))
+            Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(group.ranks))
             for key, group in self._groups.by_key.items()
             if (stats := group.open.stats) is not None
         )
@@ -238,7 +240,10 @@ class Aggregator:
 
     def snapshot(self, now: float) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups = ((key, group, self._sum(group.totals, group.open).stats) for key, group in self._groups.by_key.items())
+        groups = (
+            (key, self._sum(group.totals, group.open).stats, self.sources.num_ranks(group.total_ranks | group.ranks))
+            for key, group in self._groups.by_key.items()
+        )
         views = ClosedViews(
             [
                 self._seen(known, place.connector, self._sum(*known.sums(place.connector)), now)
@@ -249,8 +254,8 @@ class Aggregator:
             self._begin,
             now,
             tuple(
-                Group(key.connector, self._groups.labels(key), total, len(group.total_ranks | group.ranks))
-                for key, group, total in groups
+                Group(key.connector, self._groups.labels(key), total, num_ranks)
+                for key, total, num_ranks in groups
                 if total is not None
             ),
             views,

@@ -16,11 +16,12 @@ import msgspec
 from kvxfer.clock import SteadyClock
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
-from kvxfer.errors import KVXferError
+from kvxfer.delivering import Delivering
+from kvxfer.errors import ConfigError, KVXferError
 from kvxfer.exporting import Exporting
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.left import LeftFiles
-from kvxfer.transport import CollectorKeys, CollectorSockets, check_exposure
+from kvxfer.transport import CollectorKeys, CollectorSockets, PublisherKeys, check_endpoint, check_exposure
 from kvxfer.wire import VERSION, Ack, encode_ack
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _ACK_SECONDS: Final = 0.5
 _LAST_SECONDS: Final = 2.0
 # Nor does an exporter whose peer does not answer.
 _EXPORT_SECONDS: Final = 5.0
+# Nor a collector above: what it has not acknowledged is in the journal, and sent by the next start.
+_RELAY_SECONDS: Final = 2.0
+_RETRY_SECONDS: Final = 0.01
 
 
 class Collector:
@@ -56,6 +60,7 @@ class Collector:
         self.config = config or CollectorConfig()
         endpoint = self.config.endpoint or default_endpoint()
         keys = CollectorKeys(self.config.curve) if self.config.curve else None
+        self._upstream = _upstream(self.config, endpoint)
         if keys is None and not self.config.insecure:
             check_exposure(endpoint)
         self.id = uuid.uuid4().hex
@@ -144,6 +149,7 @@ class Collector:
             self._commits.close_interval(self._whole(interval), now)
         if intervals or not self._commits.seconds_left(now):
             self._commit(now)
+        self._relay(now)
         for interval in intervals:
             self._export(interval)
         return intervals
@@ -158,6 +164,15 @@ class Collector:
         for source_id, seq in self._aggregator.sources.drain_acks():
             self._sockets.acknowledge(encode_ack(source_id, Ack(VERSION, self.id, seq)))
         self._left.remove_taken()
+
+    def _relay(self, now: float) -> None:
+        """Tell the collector above what is committed, where there is one, and hear what it has."""
+        relay = self._commits.relay
+        if relay is not None and self._upstream is not None:
+            if self._commits.may_relay:
+                self._upstream.exchange(relay.outboxes, now)
+            else:
+                self._upstream.hear(relay.outboxes, now)
 
     def _loop(self) -> None:
         self._looping = True
@@ -181,14 +196,26 @@ class Collector:
             self._commits.close_interval(self._whole(interval), now)
             self._commit(now)
             self._export(interval)
+            self._relay_the_rest()
         finally:
             self._commits.close()
             self._sockets.close(_ACK_SECONDS)
+            if self._upstream is not None:
+                self._upstream.close(_ACK_SECONDS)
             for exporter in self._exporters:
                 exporter.end()
             deadline = time.monotonic() + _EXPORT_SECONDS
             for exporter in self._exporters:
                 exporter.join(deadline)
+
+    def _relay_the_rest(self) -> None:
+        relay, deadline = self._commits.relay, time.monotonic() + _RELAY_SECONDS
+        if relay is not None:
+            relay.part()
+            self._relay(self._clock.now())
+            while not relay.has_parted and time.monotonic() < deadline:
+                time.sleep(_RETRY_SECONDS)
+                self._relay(self._clock.now())
 
     def _take_the_rest(self) -> None:
         deadline = time.monotonic() + _LAST_SECONDS
@@ -228,6 +255,7 @@ class Collector:
             exports_failed=sum(exporter.failed for exporter in self._exporters),
             commits_failed=self._commits.failed,
             connections_refused=dict(self._sockets.refused),
+            relay_unacknowledged=self._commits.relay.num_unacknowledged if self._commits.relay is not None else 0,
         )
 
     def _whole(self, interval: Interval) -> Interval:
@@ -244,3 +272,14 @@ class Collector:
         with self._lock:
             snapshot = self._aggregator.snapshot(self._clock.now())
         return self._whole(snapshot)
+
+
+def _upstream(config: CollectorConfig, endpoint: str) -> Delivering | None:
+    """What leads to the collector above; raises `ConfigError` for one that is this one, or keys that are none."""
+    if config.upstream is None:
+        return None
+    check_endpoint(config.upstream)
+    if config.upstream == endpoint:
+        message = f"{endpoint} is this collector's own endpoint: name that of the one above"
+        raise ConfigError(message)
+    return Delivering(config.upstream, PublisherKeys.load(config.upstream_curve) if config.upstream_curve else None)

@@ -5,7 +5,10 @@ Owns the journal and keeps it at one with the aggregator; socket, clock and thre
 
 import contextlib
 import logging
+import os
+import platform
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -14,7 +17,9 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError, JournalError, JournalHeldError
 from kvxfer.interval import Interval
+from kvxfer.relay import Relay
 from kvxfer.saved import Batch, SavedInterval, encode_interval
+from kvxfer.wire import MAX_NAME, Source
 
 if TYPE_CHECKING:
     from kvxfer.journal import Journal
@@ -43,6 +48,10 @@ MIN_STATE_BYTES: Final = 256 << 10
 """Nothing is cheaper than a state of this size, whose cost is that of the transaction."""
 
 
+def _new_relay(now: float) -> Relay:
+    return Relay(Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], os.getpid(), now))
+
+
 class Commits:
     """Keeps a journal at one with an aggregator; while it cannot be written, collecting goes on in memory.
 
@@ -65,6 +74,8 @@ class Commits:
         self._is_behind = False  # the aggregator holds what the journal does not, and no frame waits for it
         self.aggregator = Aggregator(config, now)
         """Goes on where the journal ends; is empty where there is none."""
+        self.relay = _new_relay(now) if config.upstream is not None else None
+        """What is to be told to the collector above, where there is one; goes on in the same way."""
         if config.journal is not None:
             self._open(config.journal, now)
 
@@ -73,7 +84,7 @@ class Commits:
 
         try:
             self._journal = Journal(path)
-            self._restore(self._journal)
+            self._restore(self._journal, now)
         except (JournalHeldError, ConfigError):
             self.close()
             raise
@@ -81,9 +92,10 @@ class Commits:
             self._fail(error, now)
             self.close()  # it stays as it is, for who wants to know what is in it
             self.aggregator = Aggregator(self._config, now)
+            self.relay = _new_relay(now) if self.relay is not None else None
         self.aggregator.resume(now)
 
-    def _restore(self, journal: "Journal") -> None:
+    def _restore(self, journal: "Journal", now: float) -> None:
         (state, self._counts), log = journal.saved(), list(journal.log())
         self._log_bytes = sum(len(frame) for batch in log for frame in batch.frames)
         try:
@@ -93,6 +105,8 @@ class Commits:
                 self.aggregator.replay(batch.frames, batch.now)
             if self._counts:
                 self.aggregator.restore_counts(self._counts)
+            if self.relay is not None and (relayed := journal.relay()):
+                self.relay.restore(relayed, now)
         except ConfigError as error:
             message = f"{journal.path}: {error}"
             raise ConfigError(message) from error
@@ -104,6 +118,11 @@ class Commits:
     def is_durable(self) -> bool:
         """Whether a commit outlives this process."""
         return self._journal is not None and not self._is_behind
+
+    @property
+    def may_relay(self) -> bool:
+        """Whether what is to be relayed would have the same numbers after a kill: nothing is ahead of the journal."""
+        return not self._is_behind or self._journal is None
 
     # --- while it runs
 
@@ -146,7 +165,9 @@ class Commits:
             self._write(partial(journal.append, self._pending, counts), now)
 
     def close_interval(self, interval: Interval, now: float) -> None:
-        """Write a closed interval and the state after it, and remove what is too old."""
+        """Write a closed interval, the state after it and what is to be relayed, and remove what is too old."""
+        if self.relay is not None:
+            self.relay.take(interval.groups, now)
         if self._journal is None:
             self.failed += self._config.journal is not None
             return
@@ -159,7 +180,8 @@ class Commits:
         with self._lock:
             state, self._counts = self.aggregator.save(), self.aggregator.save_counts()
         self._state_bytes = max(MIN_STATE_BYTES, len(state))
-        self._write(partial(journal.save, state, self._counts, interval), now)
+        relay = b"" if self.relay is None else self.relay.save()
+        self._write(partial(journal.save, state, self._counts, interval, relay), now)
         if self.is_durable:
             self._log_bytes = 0
 

@@ -88,6 +88,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     report for so long a source is silent, an idle publisher sends one every 10 s; ``gone_seconds``: for so long, gone.
     ``journal``: the file in which totals and intervals outlive this process, None for none; intervals are kept in it
     for ``retention_seconds`` and as long as it has at most ``max_journal_bytes``.
+    ``upstream``: the endpoint of a collector above, which is told each closed interval, merged per group;
+    ``upstream_curve``: the directory of a worker's keys of that one, None for none.
     ``curve``: the directory of the keys; then nobody sends whose key is not authorized there. ``insecure``: bind beyond
     loopback without.
     """
@@ -103,6 +105,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, kw_only=True):
     journal: str | None = None
     retention_seconds: float = 7 * 86_400.0
     max_journal_bytes: int = 1 << 30
+    upstream: str | None = None
+    upstream_curve: str | None = None
     curve: str | None = None
     insecure: bool = False
 

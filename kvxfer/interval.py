@@ -39,7 +39,7 @@ class Group(msgspec.Struct, frozen=True):
     labels: dict[str, str]
     stats: KVConnectorStats
     num_ranks: int
-    """Sources that reported in the interval."""
+    """Sources that reported in the interval; instead of a collector that relays, those that it speaks for."""
 
 
 class SourceView(msgspec.Struct, frozen=True):
@@ -87,6 +87,9 @@ class Pipeline(msgspec.Struct, frozen=True):
     no_handshake (something else was spoken, or nothing), subscriptions (a flood of them: all were cut off). Since the
     collector started. It counts attempts of both sockets: who is refused tries again up to 85 times a second at first,
     then once in seconds."""
+
+    relay_unacknowledged: int = 0
+    """Reports for the collector above that it has not acknowledged."""
 
 
 class Interval(msgspec.Struct, frozen=True):

@@ -33,6 +33,7 @@ MIGRATIONS: Final = (
     CREATE TABLE interval (id INTEGER PRIMARY KEY, start REAL NOT NULL, end REAL NOT NULL, saved BLOB NOT NULL);
     CREATE INDEX interval_end ON interval (end);
     """,
+    "CREATE TABLE relay (id INTEGER PRIMARY KEY CHECK (id = 1), saved BLOB NOT NULL);",
 )
 """The script that leads to each version of the schema from the one before; version 1 is the first."""
 
@@ -119,10 +120,10 @@ class Journal:
             connection.executemany("INSERT INTO log (batch) VALUES (?)", rows)
             connection.execute("INSERT OR REPLACE INTO counts (id, saved) VALUES (1, ?)", (_sealed(counts),))
 
-    def save(self, state: bytes, counts: bytes, interval: SavedInterval | None = None) -> None:
-        """Commit a state, in which all frames so far are, counts, and the interval that was closed, if one was.
+    def save(self, state: bytes, counts: bytes, interval: SavedInterval | None = None, relay: bytes = b"") -> None:
+        """Commit a state, in which all frames so far are, counts, the interval that was closed, what is to be relayed.
 
-        Raises `JournalError` with nothing changed.
+        Without the latter two they stay as they are. Raises `JournalError` with nothing changed.
         """
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO state (id, saved) VALUES (1, ?)", (_sealed(state),))
@@ -131,6 +132,8 @@ class Journal:
             if interval is not None:
                 row = (interval.start, interval.end, _sealed(interval.saved))
                 connection.execute("INSERT INTO interval (start, end, saved) VALUES (?, ?, ?)", row)
+            if relay:
+                connection.execute("INSERT OR REPLACE INTO relay (id, saved) VALUES (1, ?)", (_sealed(relay),))
 
     def prune(self, before: float, max_bytes: int) -> None:
         """Remove intervals that ended before, and the oldest while the file is larger; raises `JournalError`."""
@@ -170,6 +173,10 @@ class Journal:
         """The last saved state and the last counts, each empty where there is none; raises `JournalError`."""
         state, counts = self._read("SELECT saved FROM state"), self._read("SELECT saved FROM counts")
         return state[0] if state else b"", counts[0] if counts else b""
+
+    def relay(self) -> bytes:
+        """What was last to be relayed, empty where there is nothing; raises `JournalError`."""
+        return b"".join(self._read("SELECT saved FROM relay"))
 
     def log(self) -> Iterator[Batch]:
         """The frames that came after it, in their order; raises `JournalError`."""

@@ -12,8 +12,21 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from kvxfer.distribution import PACK_ABOVE
+from kvxfer.saved import load_stats
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Ack, Goodbye, Report, Source, encode, encode_payload
+from kvxfer.wire import (
+    MAX_FRAME_BYTES,
+    VERSION,
+    Ack,
+    Goodbye,
+    Report,
+    Source,
+    decode,
+    decode_payload,
+    decode_source,
+    encode,
+    encode_payload,
+)
 
 MAX_KEPT: Final = 64
 """Reports that are not acknowledged: at one a second they ride out a minute's restart without coalescing."""
@@ -82,6 +95,8 @@ class Outbox:
         self._num_sent = 0  # of those kept, from the oldest on
         self.num_resent = 0
         """Reports that were to be sent once more."""
+        self.num_ranks = 1
+        """How many publishers its reports speak for."""
         self._goodbye = _Goodbye.NOT_YET
         self._collector: str | None = None
         self._patience = RESEND_SECONDS
@@ -149,7 +164,8 @@ class Outbox:
             self._cut += _num_numbers(stats.to_packed())
             payload = encode_payload({})
         self._seq += 1
-        self._keep(Report(VERSION, self._source, self._connector, self._seq, self._start, now, payload, self._cut))
+        who, what = (VERSION, self._source, self._connector, self._seq), (self._start, now, payload, self._cut)
+        self._keep(Report(*who, *what, ranks=self.num_ranks))
         self._start, self._open, self._num_open, self._open_bytes, self._cut = now, None, 0, 0, 0
         return True
 
@@ -166,6 +182,24 @@ class Outbox:
         held = None if brief else self._open
         payload = encode_payload({} if held is None else held.to_packed())
         return SavedOutbox(self._source, self._connector, self._seq, frames, payload, self._start, self._cut)
+
+    @classmethod
+    def restored(cls, saved: SavedOutbox, now: float) -> "Outbox":
+        """Go on from what was saved; raises `PeerError` for what is none."""
+        outbox = cls(decode_source(saved.source), saved.connector, now)
+        outbox._source, outbox._seq, outbox._start, outbox._cut = saved.source, saved.seq, saved.start, saved.cut
+        for frame in saved.frames:
+            report = decode(frame)
+            if isinstance(report, Report):
+                outbox._keep(report)
+                outbox.num_ranks = report.ranks
+        payload = decode_payload(saved.payload)
+        stats = load_stats(saved.connector, saved.payload) if payload else None
+        if stats is not None:
+            outbox.observe(stats, now)
+        else:  # of a connector that is not registered here (any more)
+            outbox.count_cut(_num_numbers(payload))
+        return outbox
 
     # --- delivery
 

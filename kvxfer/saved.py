@@ -64,6 +64,7 @@ class SavedSource(msgspec.Struct, array_like=True):
     clock_offset: float
     stats: dict[str, msgspec.Raw]
     totals: dict[str, msgspec.Raw]
+    num_ranks: int = 1
 
 
 class SavedState(msgspec.Struct, array_like=True):

@@ -48,6 +48,7 @@ class KnownSource:
         "groups",
         "last_seen",
         "lost",
+        "num_ranks",
         "open",
         "source",
         "taken",
@@ -66,6 +67,8 @@ class KnownSource:
         self.last_seen = now
         self.final_seq: int | None = None
         self.lost = 0
+        self.num_ranks = 1
+        """How many publishers it speaks for: more than one where it is a collector that relays."""
 
     def __repr__(self) -> str:
         """Give id, numbers and end."""
@@ -96,6 +99,7 @@ class KnownSource:
             self.clock_offset,
             stats,
             totals,
+            self.num_ranks,
         )
 
     @classmethod
@@ -104,6 +108,7 @@ class KnownSource:
         known = cls(decode_source(saved.encoded), saved.encoded, now)
         known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
         known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
+        known.num_ranks = saved.num_ranks
         for held, parts in ((known.open, saved.stats), (known.totals, saved.totals)):
             loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
             held |= {connector: Sum(stats) for connector, stats in loaded.items() if stats is not None}
@@ -120,6 +125,7 @@ class Sources:
         self._by_id: dict[str, KnownSource] = {}
         self._num_bytes = 0
         self._gone: dict[bytes, None] = {}
+        self._relays: dict[bytes, KnownSource] = {}
         self._unacknowledged: dict[bytes, KnownSource] = {}
         self._strangers: set[str] = set()
         self.evicted: list[bytes] = []
@@ -161,6 +167,8 @@ class Sources:
         self.by_bytes[known.encoded] = self._by_id[known.source.id] = known
         if known.is_gone:
             self._gone[known.encoded] = None
+        if known.num_ranks > 1:
+            self._relays[known.encoded] = known
         return known
 
     def greet(self, now: float) -> None:
@@ -174,6 +182,7 @@ class Sources:
             raise TooManySourcesError(message)
         encoded = next(iter(self._gone))
         del self._gone[encoded]
+        self._relays.pop(encoded, None)
         self._num_bytes -= len(encoded)
         del self._by_id[self.by_bytes.pop(encoded).source.id]
         self._unacknowledged.pop(encoded, None)
@@ -215,6 +224,16 @@ class Sources:
         lost = known.taken.missing(known.final_seq) if known.final_seq is not None else 0
         self.num_lost += lost - known.lost
         known.lost = lost
+
+    def speaks_for(self, known: KnownSource, num_ranks: int) -> None:
+        """Note how many publishers a source speaks for."""
+        known.num_ranks = num_ranks
+        self._relays[known.encoded] = known
+
+    def num_ranks(self, sources: set[bytes]) -> int:
+        """How many publishers these are, with those that they speak for."""
+        more = (known.num_ranks - 1 for encoded, known in self._relays.items() if encoded in sources)
+        return len(sources) + sum(more)
 
     # --- who lives
 

@@ -53,7 +53,7 @@ class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
     ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the numbers of the
     payloads (a packed distribution is one) that the publisher refused by its own bound since the report before.
     ``oldest`` is the lowest number that the publisher still keeps: what is below was acknowledged, by whomever. 0: it
-    does not say.
+    does not say. ``ranks`` is how many publishers it speaks for: a collector that relays has merged theirs.
     """
 
     version: int
@@ -65,6 +65,7 @@ class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
     payload: msgspec.Raw
     cut: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
     oldest: _Seq = 0
+    ranks: Annotated[int, msgspec.Meta(ge=1, le=1 << 32)] = 1
 
 
 class Goodbye(msgspec.Struct, array_like=True, tag=1, gc=False):

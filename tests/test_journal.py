@@ -196,7 +196,7 @@ def truncated(path: Path) -> None:
 NO_JOURNALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "another program's": (made_by_another_program, "{} is no journal of kvxfer: name another file"),
     "marked as another program's": (marked_by_another_program, "{} is no journal of kvxfer: name another file"),
-    "from the future": (of_the_future, "{} has version 99, this kvxfer knows 1: upgrade kvxfer"),
+    "from the future": (of_the_future, f"{{}} has version 99, this kvxfer knows {len(MIGRATIONS)}: upgrade kvxfer"),
     "text": (
         lambda path: path.write_text("interval = 10\n" * 100),
         "{} cannot be used as journal: file is not a database: name another file, or move it away",
@@ -393,6 +393,26 @@ def test_an_older_schema_is_brought_to_the_newest_with_what_is_in_it(path: Path)
         Journal(path, [FIRST])
 
 
+def test_a_journal_of_the_first_version_goes_on_with_what_is_in_it(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{MIGRATIONS[0]} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;")
+    connection.close()
+    journal = Journal(path)
+    assert (journal.saved(), journal.relay()) == ((b"", b""), b"")
+    journal.close()
+
+
+def test_what_is_to_be_relayed_is_kept_until_it_is_saved_anew(path: Path) -> None:
+    journal = Journal(path)
+    journal.save(b"state", b"counts", relay=b"relayed")
+    journal.save(b"state 2", b"counts 2")
+    journal.append([], b"counts 3")
+    assert journal.relay() == b"relayed"
+    journal.save(b"state 3", b"counts 4", relay=b"relayed more")
+    assert journal.relay() == b"relayed more"
+    journal.close()
+
+
 def test_a_migration_that_fails_in_between_leaves_the_file_as_it_was(path: Path) -> None:
     Journal(path, [FIRST]).close()
     for _ in range(2):
@@ -446,5 +466,5 @@ def test_history_of_what_is_no_journal_is_said_and_nothing_is_made(name: str, pa
 def test_history_of_an_older_version_is_left_to_its_collector(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(path)
     monkeypatch.setattr("kvxfer.journal.MIGRATIONS", (*MIGRATIONS, SECOND))
-    with pytest.raises(JournalError, match="has version 1, this kvxfer reads 2: collect with this kvxfer once"):
+    with pytest.raises(JournalError, match="has version 2, this kvxfer reads 3: collect with this kvxfer once"):
         History(path)

@@ -40,6 +40,7 @@ LAYERS = (
         "views",
         "outbox",
         "takeover",
+        "relay",
         "aggregator",
         "reporting",
     ),
@@ -52,6 +53,7 @@ LAYERS = (
 STATE_MACHINES = (
     "outbox",
     "takeover",
+    "relay",
     "aggregator",
     "packed",
     "sums",

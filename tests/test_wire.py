@@ -63,6 +63,7 @@ def frame(connector: str, payload: dict[str, Any], /, **changes: Any) -> bytes:
 def goldens() -> dict[str, bytes]:
     reports = {name: frame(*content) for name, content in PAYLOADS.items()}
     reports["kept"] = frame(*PAYLOADS["nixl_exact"], oldest=5)
+    reports["relayed"] = frame(*PAYLOADS["nixl_exact"], ranks=8)
     return reports | {
         "goodbye": encode(Goodbye(1, encode(SOURCE), 7)),
         "goodbye_kept": encode(Goodbye(1, encode(SOURCE), 7, 8)),
@@ -89,12 +90,18 @@ def test_a_golden_goodbye_decodes() -> None:
 def test_golden_messages_of_who_acknowledges_and_who_keeps_decode() -> None:
     kept = decode((GOLDEN / "kept.bin").read_bytes())
     assert isinstance(kept, Report)
-    assert (kept.seq, kept.oldest) == (7, 5)
+    assert (kept.seq, kept.oldest, kept.ranks) == (7, 5, 1)
     assert decode((GOLDEN / "goodbye_kept.bin").read_bytes()) == Goodbye(1, encode(SOURCE), 7, 8)
     ack = (GOLDEN / "ack.bin").read_bytes()
     assert decode_ack(ack) == ACK
     assert ack.startswith(topic(SOURCE.id))
     assert source_of_topic(topic(SOURCE.id)) == SOURCE.id
+
+
+def test_a_golden_report_of_who_relays_decodes() -> None:
+    relayed = decode((GOLDEN / "relayed.bin").read_bytes())
+    assert isinstance(relayed, Report)
+    assert (relayed.seq, relayed.ranks) == (7, 8)
 
 
 @pytest.mark.parametrize(("seq", "oldest"), [(7, 8), (MAX_OUTSTANDING + 5, 5)])
@@ -125,9 +132,9 @@ def test_fields_that_a_newer_writer_appends_are_passed_over() -> None:
 
 def test_fields_that_an_older_writer_lacks_have_their_defaults() -> None:
     parts = msgspec.msgpack.decode(frame(*PAYLOADS["nixl_exact"]))
-    again = decode(msgspec.msgpack.encode(parts[:-2]))
+    again = decode(msgspec.msgpack.encode(parts[:-3]))
     assert isinstance(again, Report)
-    assert (again.cut, again.oldest) == (0, 0)
+    assert (again.cut, again.oldest, again.ranks) == (0, 0, 1)
 
 
 @pytest.mark.parametrize("changes", [{"seq": 0}, {"start": float("nan")}, {"end": float("inf")}])

@@ -38,6 +38,10 @@ def add_parser(commands: "SubParsers") -> None:
         "$XDG_STATE_HOME/kvxfer or ~/.local/state/kvxfer)",
     )
     parser.add_argument("--retention", metavar="DAYS", help="how long the journal keeps intervals (default: 7)")
+    parser.add_argument(
+        "--upstream", metavar="URL", help="tell the collector there each closed interval, merged per group"
+    )
+    parser.add_argument("--upstream-curve", metavar="DIR", help="a worker's keys for the collector of --upstream")
     parser.add_argument("--curve", metavar="DIR", help="keys of `kvxfer keygen`: who has none of them cannot send")
     parser.add_argument("--insecure", action="store_const", const=True, help="bind beyond loopback without keys")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
@@ -46,8 +50,7 @@ def add_parser(commands: "SubParsers") -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Collect until SIGINT or SIGTERM."""
-    names = ("endpoint", "interval", "jsonl", "per_rank", "group_by", "journal", "retention", "curve", "insecure")
-    settings = read_settings({name: getattr(arguments, name) for name in names}, arguments.config)
+    settings = read_settings({name: getattr(arguments, name) for name in Settings.__struct_fields__}, arguments.config)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
     if settings.jsonl is not None:
@@ -58,6 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         group_by=settings.group_by,
         journal=_journal(settings),
         retention_seconds=settings.retention * DAY_SECONDS,
+        upstream=settings.upstream or None,
+        upstream_curve=settings.upstream_curve or None,
         curve=settings.curve or None,
         insecure=settings.insecure,
     )

@@ -28,6 +28,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     journal: str | None = None
     """A path, `NO_JOURNAL`, or None for that of the endpoint."""
     retention: float = _DEFAULTS.retention_seconds / DAY_SECONDS
+    upstream: str | None = None
+    upstream_curve: str | None = None
     curve: str | None = None
     insecure: bool = False
 
