@@ -76,12 +76,14 @@ class VllmStats:
         }
 
 
-def prometheus(*, multiprocess: bool) -> Record:
+def prometheus(*, multiprocess: bool, directory: str = "") -> Record:
     """Three histograms of prometheus_client, in memory or in the files of its multiprocess mode; default buckets."""
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # read by the package when it is imported
     if multiprocess:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory = tempfile.mkdtemp()
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        if not directory:
+            directory = tempfile.mkdtemp()
+            atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
     from prometheus_client import Histogram  # noqa: PLC0415 - an extra
 
     duration, post, size = (Histogram(name, name) for name in ("duration", "post", "size"))
