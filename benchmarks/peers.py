@@ -76,6 +76,13 @@ class VllmStats:
         }
 
 
+def vllm_class() -> Any:  # noqa: ANN401 - an extra
+    """vLLM's own class, where vLLM is installed: as `VllmStats`, with two more counters and checks of its own."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.nixl.stats import NixlKVConnectorStats  # noqa: PLC0415 - an extra
+
+    return NixlKVConnectorStats()
+
+
 def prometheus(*, multiprocess: bool, directory: str = "") -> Record:
     """Three histograms of prometheus_client, in memory or in the files of its multiprocess mode; default buckets."""
     os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)  # read by the package when it is imported

@@ -10,9 +10,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 from benchmarks.harness import Row
-from benchmarks.peers import Record, VllmStats, dogstatsd, opentelemetry, prometheus, telemetry
+from benchmarks.peers import Record, VllmStats, dogstatsd, opentelemetry, prometheus, telemetry, vllm_class
 from kvxfer.area import SharedPending
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.shared import SharedBuffer
@@ -78,8 +80,8 @@ def kvxfer_shared(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
     return figure
 
 
-def vllm(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
-    stats, results = VllmStats(), telemetry(BATCH)
+def vllm(quick: bool, make: Callable[[], Any] = VllmStats) -> float:  # noqa: FBT001 - the harness calls it
+    stats, results = make(), telemetry(BATCH)
 
     def run() -> None:
         for result in results:
@@ -101,6 +103,7 @@ CASES: dict[str, Callable[[bool], float]] = {
     "kvxfer_converting": kvxfer_converting,
     "kvxfer_shared": kvxfer_shared,
     "vllm": vllm,
+    "vllm_class": partial(vllm, make=vllm_class),
     "prometheus": lambda quick: _peer(prometheus(multiprocess=False), _rows(), _batches(quick=quick) // 5),
     "prometheus_files": lambda quick: _peer(prometheus(multiprocess=True), _rows(), _batches(quick=quick) // 5),
     "opentelemetry": lambda quick: _peer(opentelemetry(), _rows(), _batches(quick=quick) // 5),
@@ -108,6 +111,7 @@ CASES: dict[str, Callable[[bool], float]] = {
 }
 ROWS = (
     Row("one transfer, 4 values", "kvxfer", "vllm", 0.5),
+    Row("beside vLLM's own class", "kvxfer", "vllm_class"),
     Row("into shared memory, beside process memory", "kvxfer_shared", "kvxfer"),
     Row("one transfer, read from NIXL's telemetry on both sides", "kvxfer_converting", "vllm"),
     Row("beside three observe of prometheus_client", "kvxfer", "prometheus", 1 / 15),

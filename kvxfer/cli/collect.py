@@ -69,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     collector = Collector(config, exporters)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
     logger.info("journal: %s", config.journal or "none, what is collected is in memory alone")
+    if config.upstream is not None:
+        logger.info("each interval is told to %s", config.upstream)
     collector.run()
     return 0
 

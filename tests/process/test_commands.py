@@ -82,6 +82,11 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("demo", "--block-bytes", "12"), "set block_bytes to a multiple of 8"),
         (("demo", "--endpoint", "udp://1"), "expected ipc://PATH or tcp://HOST:PORT, got 'udp://1'"),
         (("replay", "/nowhere.jsonl"), "/nowhere.jsonl: No such file or directory"),
+        (("collect", "--upstream", "udp://1"), "expected ipc://PATH or tcp://HOST:PORT, got 'udp://1'"),
+        (
+            ("collect", "--endpoint", "tcp://127.0.0.1:5555", "--upstream", "tcp://127.0.0.1:5555"),
+            "tcp://127.0.0.1:5555 is this collector's own endpoint: name that of the one above",
+        ),
         (("collect", "--interval", "x"), "--interval: Expected `float`, got `str` - at `$.interval`, got 'x'"),
         (("collect", "--interval", "0"), "interval_seconds must lie between 0.01 and 86400, got 0.0"),
         (("collect", "--endpoint", "ipc://" + "x" * 108), "has 108 bytes, it may have 1 to 103"),
