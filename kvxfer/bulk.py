@@ -9,7 +9,6 @@ adds up words and overflows no lane. What is packed otherwise is unpacked by its
 """
 
 from collections.abc import Sequence
-from itertools import chain, compress
 from typing import Any, Final
 
 import numpy as np
@@ -33,8 +32,7 @@ _LANES: Final = np.uint64(0x00FF00FF00FF00FF)
 _BYTE: Final = np.uint64(8)
 _WORD: Final = 8
 _BODY: Final = HEADER.itemsize
-_ROOM: Final = -(-_BODY // _WORD) * _WORD
-_ZEROS: Final = [bytes(size) for size in range(2 * WINDOW + _ROOM)]
+_ZEROS: Final = [bytes(size) for size in range(WINDOW + _WORD)]
 
 
 class Column:
@@ -48,7 +46,7 @@ class Column:
         """Check the parts."""
         self._parts = parts
         self.sizes = sizes = np.fromiter(map(len, parts), np.int64, len(parts))
-        headers = _headers(parts, sizes)
+        headers = _headers(parts, int(sizes.min()))
         form = headers["form"] & _FORM
         self._is_held = sizes > 1  # one byte alone says exact and no values
         self._is_whole = (headers["form"] & WHOLE > 0) | ~self._is_held
@@ -104,12 +102,9 @@ class Column:
         state.add(self._values([row for row in rows if self._is_exact[row]]))
 
 
-def _headers(parts: Sequence[bytes], sizes: NDArray[np.int64]) -> NDArray[Any]:
-    if sizes.min() >= _BODY:
-        ends = np.cumsum(sizes)
-        joined = np.frombuffer(b"".join(parts), np.uint8)
-        headers: NDArray[Any] = joined[(ends - sizes)[:, np.newaxis] + np.arange(_BODY)].view(HEADER)
-        return headers[:, 0]
+def _headers(parts: Sequence[bytes], smallest: int) -> NDArray[Any]:
+    if smallest >= _BODY:
+        return np.frombuffer(b"".join([part[:_BODY] for part in parts]), HEADER)
     return np.frombuffer(b"".join([part[:_BODY].ljust(_BODY, _ABSENT) for part in parts]), HEADER)
 
 
@@ -139,9 +134,14 @@ class _Table:
         self._first = int(self._headers["offset"].min(initial=2**31 - 1))
         self._starts = self._headers["offset"].astype(np.int64) - self._first
         self._ends = self._starts + sizes[among] - _BODY
-        words = _in_rows(list(compress(parts, among.tolist())), self._starts, self._ends)
+        width = -(-int(self._ends.max(initial=0)) // _WORD) * _WORD
+        rows = np.flatnonzero(among).tolist()
+        padded: list[bytes] = []
+        for row, start, end in zip(rows, self._starts.tolist(), self._ends.tolist(), strict=True):
+            padded += (_ZEROS[start], parts[row][_BODY:], _ZEROS[width - end])
+        words = np.frombuffer(b"".join(padded), "<u8").reshape(len(rows), width // _WORD)
         self._even, self._odd = words & _LANES, (words >> _BYTE) & _LANES
-        across = (self._even + self._odd).sum(axis=1).view(np.uint16).reshape(len(words), 4)
+        across = (self._even + self._odd).sum(axis=1).view(np.uint16).reshape(len(rows), 4)
         self._counts = across.sum(axis=1, dtype=np.float64) + self._headers["zeros"]
         total, smallest, largest = (self._headers[name] for name in ("sum", "min", "max"))
         first, end = self._headers["offset"], self._ends + self._first
@@ -177,20 +177,6 @@ class _Table:
             (run, _histogram(int(count), zeros, self._first + first, window[first:end], (total, low, high)))
             for window, (run, first, end, count, zeros, total, low, high) in zip(windows, numbers, strict=True)
         ]
-
-
-def _in_rows(parts: Sequence[bytes], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The counts of each part in a row of its own, from its start to its end, in words."""
-    # Whole parts are laid out, each header in the room before its row; then the headers go.
-    width = -(-int(ends.max(initial=0)) // _WORD) * _WORD + _ROOM
-    begins = np.arange(len(parts)) * width + starts + (_ROOM - _BODY)
-    gaps = np.diff(begins, prepend=0)
-    gaps[1:] -= (ends - starts)[:-1] + _BODY
-    pieces = bytearray().join(chain.from_iterable(zip(map(_ZEROS.__getitem__, gaps.tolist()), parts, strict=True)))
-    pieces += bytes(width * len(parts) - len(pieces))
-    table = np.frombuffer(pieces, np.uint8)
-    table[begins[:, np.newaxis] + np.arange(_BODY)] = 0
-    return table.view("<u8").reshape(len(parts), width // _WORD)[:, _ROOM // _WORD :]
 
 
 def _histogram(
