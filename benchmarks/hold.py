@@ -22,7 +22,7 @@ from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.transport import ack_endpoint
 
-SOURCES = (25_000, 50_000, 100_000)
+SOURCES = (25_000, 40_000, 100_000)
 SECONDS = 60
 SLICES = 100
 REPETITIONS = 1

@@ -37,7 +37,11 @@ class Views:
         ``num_departed`` counts the sources that have left so far: room is looked for once after one has.
         """
         view = known.open.get(connector)
-        return view if view is not None else self._begun(Place(known.encoded, connector), known, num_departed)
+        if view is not None:
+            return view
+        if num_departed == self._searched and connector not in known.totals:  # most reports of very many sources
+            return None
+        return self._begun(Place(known.encoded, connector), known, num_departed)
 
     def _begun(self, place: Place, known: KnownSource, num_departed: int) -> Sum | None:
         if place not in self.known:
