@@ -17,7 +17,7 @@ from kvxfer.clock import SteadyClock
 from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.delivering import Delivering
-from kvxfer.errors import ConfigError, KVXferError
+from kvxfer.errors import ConfigError, EndpointError, KVXferError
 from kvxfer.exporting import Exporting
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.left import LeftFiles
@@ -81,6 +81,7 @@ class Collector:
         self._exporters = [Exporting(exporter) for exporter in exporters]
         self._stopping = False
         self._closed = False
+        self._warned = False
         self._pid = os.getpid()
         self._looping = False
         self._finished = threading.Event()
@@ -168,11 +169,17 @@ class Collector:
     def _relay(self, now: float) -> None:
         """Tell the collector above what is committed, where there is one, and hear what it has."""
         relay = self._commits.relay
-        if relay is not None and self._upstream is not None:
+        if relay is None or self._upstream is None:
+            return
+        try:
             if self._commits.may_relay:
                 self._upstream.exchange(relay.outboxes, now)
             else:
                 self._upstream.hear(relay.outboxes, now)
+        except EndpointError as error:
+            if not self._warned:
+                self._warned = True
+                logger.error("nothing is told to the collector above: %s; this is said once", error)  # noqa: TRY400 - it says all
 
     def _loop(self) -> None:
         self._looping = True

@@ -121,6 +121,11 @@ class Outbox:
         return len(self._kept)
 
     @property
+    def kept_bytes(self) -> int:
+        """Their bytes."""
+        return self._kept_bytes
+
+    @property
     def has_room(self) -> bool:
         """Whether another report may be closed."""
         return len(self._kept) < MAX_KEPT and self._kept_bytes < MAX_KEPT_BYTES

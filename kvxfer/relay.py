@@ -15,6 +15,9 @@ from kvxfer.interval import Group
 from kvxfer.outbox import Outbox, SavedOutbox
 from kvxfer.wire import UNREADABLE, Source, decode_source
 
+MAX_KEPT_BYTES: Final = 64 << 20
+"""Bytes that are kept of all groups: 64 reports of 5 kB of each of 200 groups. Beyond it intervals merge."""
+
 _decoder: Final = msgspec.msgpack.Decoder(list[SavedOutbox])
 
 
@@ -49,8 +52,12 @@ class Relay:
                     outbox.observe(stats, now)
             except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
                 outbox.count_cut(1)
+        kept_bytes = sum(outbox.kept_bytes for outbox in self.outboxes.values())
         for outbox in self.outboxes.values():
-            outbox.flush(now)
+            if kept_bytes < MAX_KEPT_BYTES:
+                kept_bytes -= outbox.kept_bytes
+                outbox.flush(now)
+                kept_bytes += outbox.kept_bytes
 
     def _of(self, group: Group, now: float) -> Outbox:
         key = group.connector, frozenset(group.labels.items())

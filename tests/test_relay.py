@@ -234,6 +234,23 @@ def test_while_nobody_is_above_intervals_merge_and_nothing_is_lost() -> None:
     assert counts(top.snapshot(3.0)) == {"r": 6 * MAX_KEPT}
 
 
+def test_what_is_kept_of_many_groups_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvxfer.relay.MAX_KEPT_BYTES", 10_000)
+    made = relay()
+    for number in range(MAX_KEPT):
+        made.take([group(200, role=f"r{each}") for each in range(50)], 10.0 * number)
+    kept = sum(outbox.kept_bytes for outbox in made.outboxes.values())
+    assert 10_000 <= kept < 15_000
+    top = above()
+    for now in range(1, 200):
+        for frame in frames_of(made):
+            top.feed(frame, float(now))
+        for source_id, seq in top.sources.drain_acks():
+            made.outboxes[source_id].acknowledge(Ack(1, "top", seq), float(now))
+        made.take([], float(now))
+    assert counts(top.snapshot(300.0)) == {f"r{each}": 200 * MAX_KEPT for each in range(50)}
+
+
 def test_a_class_that_fails_costs_its_own_group_alone_and_is_told() -> None:
     class Broken(ListStats):
         def to_dict(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from workers import transfers, wait_until
 
 from benchmarks.faults import Service, differences, endpoint_of
 from kvxfer.collector import Collector
-from kvxfer.config import CollectorConfig
+from kvxfer.config import CollectorConfig, private_endpoint
 from kvxfer.errors import ConfigError, EndpointError
 from kvxfer.publisher import StatsPublisher
 from kvxfer.transport import make_keys
@@ -82,6 +82,20 @@ def test_with_keys_a_node_is_let_in_above_and_without_it_is_not(tmp_path: Path) 
             with Collector(config) as node:
                 record(node.endpoint, 3 + number)
         wait_until(lambda: transfers(top) == 4)
+
+
+def test_a_collector_above_that_is_not_to_be_trusted_is_said_and_collecting_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "kvxfer").mkdir(mode=0o755)
+    config = CollectorConfig(endpoint=f"ipc://{tmp_path}/n.ipc", upstream=private_endpoint(), interval_seconds=0.05)
+    with Collector(config) as node:
+        record(node.endpoint, 3)
+        wait_until(lambda: "is not a directory of this user alone" in caplog.text)
+        record(node.endpoint, 4)
+        wait_until(lambda: transfers(node) == 7)
+    assert caplog.text.count("nothing is told to the collector above") == 1
 
 
 def test_what_cannot_be_above_is_said(tmp_path: Path) -> None:
