@@ -6,10 +6,9 @@ caught here, once, and counted by its cause; it costs no other peer anything.
 
 import contextlib
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from kvxfer.bulk import ROWS
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import (
     ConfigError,
@@ -21,11 +20,21 @@ from kvxfer.errors import (
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline
 from kvxfer.opening import cause_of, class_of_somebody_else, open_stats
-from kvxfer.packed import PackedReport, open_all
-from kvxfer.saved import SavedCounts, SavedState, decode_counts, decode_state, encode_counts, encode_state
+from kvxfer.packed import PackedReport, in_parts, open_all
+from kvxfer.saved import (
+    AT_ONCE,
+    SavedCounts,
+    SavedState,
+    Steps,
+    at_once,
+    decode_counts,
+    decode_state,
+    encode_counts,
+    encode_state,
+)
 from kvxfer.sources import KnownSource, Sources
 from kvxfer.stats import KVConnectorStats
-from kvxfer.sums import Sum, add_batch, add_up
+from kvxfer.sums import Sum, add_batch, add_up, save_all
 from kvxfer.views import ClosedViews, Seen, Views
 from kvxfer.wire import Goodbye, Report, decode, decode_or_error, source_of_topic
 
@@ -38,9 +47,6 @@ class IntervalFullError(PeerError):
 
     cause = "interval_full"
 
-
-MAX_BYTES_AT_ONCE: Final = 4 << 20
-"""Bytes of frames that are opened together: a full drain of reports of 16 kB."""
 
 MAX_GROWING_BYTES: Final = 64 << 20
 """Bytes of reports in an interval whose stats keep lists: 1.8 million transfers of four values, 235 MB in memory."""
@@ -85,7 +91,7 @@ class Aggregator:
     def feed_all(self, frames: Sequence[bytes], now: float) -> list[bool]:
         """Take frames in their order, which costs far less than one by one; of each, whether it changed anything."""
         taken: list[bool] = []
-        for some in _in_parts(frames):
+        for some in in_parts(frames):
             messages = [decode_or_error(frame) for frame in some]
             packed = open_all(messages)
             taken += [self._feed(message, part, now) for message, part in zip(messages, packed, strict=True)]
@@ -298,23 +304,38 @@ class Aggregator:
 
     def save(self) -> bytes:
         """All that is known, for `restore`."""
-        add_up(held for known in self._views.known.values() for held in (*known.totals.values(), *known.open.values()))
-        positions = {encoded: number for number, encoded in enumerate(self.sources.by_bytes)}
-        return encode_state(
-            SavedState(
-                self._begin,
-                self._start,
-                self.due,
-                self._config.group_by,
-                self._groups.save(positions),
-                [known.save() for known in self.sources.by_bytes.values()],
-                self._received,
-                self.sources.num_lost,
-                self._cut,
-                self._rejected_observations,
-                self._carried,
-            )
+        return at_once(self.saving())
+
+    def saving(self, *, after_close: bool = False) -> Steps:
+        """The same, some sources in each step.
+
+        ``after_close``: begun when an interval has just been closed, and at its end before the next one is, it may be
+        fed in between: what comes after the first step is not in it.
+        """
+        known = list(self.sources.by_bytes.values())
+        positions = {each.encoded: number for number, each in enumerate(known)}
+        state = SavedState(
+            self._begin,
+            self._start,
+            self.due,
+            self._config.group_by,
+            self._groups.save(positions),
+            [each.save_numbers() for each in known],
+            self._received,
+            self.sources.num_lost,
+            self._cut,
+            self._rejected_observations,
+            list(self._carried),
         )
+        yield
+        for start in range(0, len(known), AT_ONCE):
+            some = known[start : start + AT_ONCE]
+            opened = [{} if after_close else each.open for each in some]
+            add_up(held for parts in (*opened, *(each.totals for each in some)) for held in parts.values())
+            for each, parts, saved in zip(some, opened, state.sources[start : start + AT_ONCE], strict=True):
+                saved.stats, saved.totals = save_all(parts), save_all(each.totals)
+            yield
+        return encode_state(state)
 
     def save_counts(self) -> bytes:
         """What was counted of messages that `feed` was false for, for `restore_counts`."""
@@ -374,14 +395,3 @@ class Aggregator:
         self.sources.greet(now)
         self._begin, self._start = min(self._begin, now), min(self._start, now)
         self.due = min(self.due, now + self._config.interval_seconds)
-
-
-def _in_parts(frames: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
-    """The frames, so many at a time as are cheap to take: large ones, which a hostile peer sends, fewer."""
-    start = size = 0
-    for number, frame in enumerate(frames):
-        if number - start == ROWS or size > MAX_BYTES_AT_ONCE:
-            yield frames[start:number]
-            start, size = number, 0
-        size += len(frame)
-    yield frames[start:]

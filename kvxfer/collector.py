@@ -33,6 +33,8 @@ logger = logging.getLogger("kvxfer")
 _POLL_SECONDS: Final = 0.1
 # A last look for frames that are on their way: workers that closed before us had theirs delivered within this.
 _SETTLE_SECONDS: Final = 0.05
+# What is written of a closed interval between two receives.
+_STEP_SECONDS: Final = 0.01
 # How soon what a killed worker has left in shared memory is found.
 _LOOK_SECONDS: Final = 1.0
 # The last acknowledgements leave within this; who does not hear them sends again to the next collector.
@@ -144,11 +146,15 @@ class Collector:
         if now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
             self._take_over(now)
+        if now >= self._aggregator.due:
+            self._commits.finish()
         with self._lock:
             intervals = self._aggregator.tick(now)
         for interval in intervals:
             self._commits.close_interval(self._whole(interval), now)
-        if intervals or not self._commits.seconds_left(now):
+        was_writing = self._commits.is_writing
+        self._commits.step(_STEP_SECONDS)
+        if not self._commits.is_writing and (was_writing or intervals or not self._commits.seconds_left(now)):
             self._commit(now)
         self._relay(now)
         for interval in intervals:
@@ -198,9 +204,11 @@ class Collector:
             self._take_the_rest()
             self._take_over(self._clock.now())
             now = self._clock.now()
+            self._commits.finish()
             with self._lock:
                 interval = self._aggregator.close_interval(now)
             self._commits.close_interval(self._whole(interval), now)
+            self._commits.finish()
             self._commit(now)
             self._export(interval)
             self._relay_the_rest()

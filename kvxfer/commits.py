@@ -5,11 +5,13 @@ Owns the journal and keeps it at one with the aggregator; socket, clock and thre
 
 import contextlib
 import logging
+import math
 import os
 import platform
 import threading
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +20,8 @@ from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError, JournalError, JournalHeldError
 from kvxfer.interval import Interval
 from kvxfer.relay import Relay
-from kvxfer.saved import Batch, SavedInterval, encode_interval
+from kvxfer.saved import Batch, SavedInterval, Steps, encoding_interval
+from kvxfer.views import ClosedViews
 from kvxfer.wire import MAX_NAME, Source
 
 if TYPE_CHECKING:
@@ -48,6 +51,9 @@ MIN_STATE_BYTES: Final = 256 << 10
 """Nothing is cheaper than a state of this size, whose cost is that of the transaction."""
 
 
+_ENDED: Final = object()
+
+
 def _new_relay(now: float) -> Relay:
     return Relay(Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], os.getpid(), now))
 
@@ -71,6 +77,7 @@ class Commits:
         self._state_bytes = MIN_STATE_BYTES
         self._counts = b""
         self._last = now
+        self._writing: Iterator[None] | None = None
         self._is_behind = False  # the aggregator holds what the journal does not, and no frame waits for it
         self.aggregator = Aggregator(config, now)
         """Goes on where the journal ends; is empty where there is none."""
@@ -122,13 +129,13 @@ class Commits:
     @property
     def may_relay(self) -> bool:
         """Whether what is to be relayed would have the same numbers after a kill: nothing is ahead of the journal."""
-        return not self._is_behind or self._journal is None
+        return self._journal is None or not (self._is_behind or self.is_writing)
 
     # --- while it runs
 
     def note(self, frames: list[bytes], now: float) -> None:
         """Take frames that the aggregator has taken; with the next commit they are written, or what they led to."""
-        if self.is_durable and frames:
+        if frames and (self.is_durable or self.is_writing):
             self._pending_bytes += sum(map(len, frames))
             if self._is_state_cheaper:
                 self._pending = []
@@ -141,7 +148,9 @@ class Commits:
         return self._pending_bytes > STATE_COST * self._state_bytes
 
     def seconds_left(self, now: float) -> float:
-        """How long until a commit is due, 0 if it is."""
+        """How long until there is something to write, 0 if there is."""
+        if self.is_writing:
+            return 0.0
         if not self.is_durable or (self._pending_bytes > MAX_PENDING_BYTES and self._pending):
             return 0.0
         hurry = self.aggregator.sources.wants_commit
@@ -149,12 +158,12 @@ class Commits:
 
     def commit(self, now: float) -> None:
         """Write what was noted since the last commit, or the state: where that is less, after a failure, a long log."""
-        if self._journal is None:
+        if self._journal is None or self.is_writing:
             return
         if self.is_durable and self._log_bytes <= MAX_LOG_BYTES and not self._is_state_cheaper:
             self._append(self._journal, now)
         elif self.is_durable or now - self._last >= RETRY_SECONDS:
-            self._save(self._journal, None, now)
+            self._save(self._journal, now)
 
     def _append(self, journal: "Journal", now: float) -> None:
         counts = self.aggregator.save_counts()
@@ -163,25 +172,84 @@ class Commits:
             self._log_bytes += self._pending_bytes
             self._counts = counts
             self._write(partial(journal.append, self._pending, counts), now)
+            self._pending, self._pending_bytes = [], 0
 
     def close_interval(self, interval: Interval, now: float) -> None:
-        """Write a closed interval, the state after it and what is to be relayed, and remove what is too old."""
+        """Begin to write a closed interval, the state after it and what is to be relayed: see `step`.
+
+        The one before must be written to its `finish` before this one is closed.
+        """
         if self.relay is not None:
             self.relay.take(interval.groups, now)
         if self._journal is None:
             self.failed += self._config.journal is not None
             return
-        self._save(self._journal, SavedInterval(interval.start, interval.end, encode_interval(interval)), now)
+        self._writing = self._write_closed(self._journal, interval, now)
+        self.step(0.0)
+
+    def _write_closed(self, journal: "Journal", interval: Interval, now: float) -> Iterator[None]:
+        state, counts, relay = self.aggregator.saving(after_close=True), self.aggregator.save_counts(), self._relayed()
+        with self._lock:
+            next(state)  # what comes from here on is not in it, but in the frames that are noted
+        self._pending, self._pending_bytes = [], 0
+        yield
+        if isinstance(interval.sources, ClosedViews):
+            yield from interval.sources.reading()
+        closed = SavedInterval(interval.start, interval.end, (yield from encoding_interval(interval)))
+        self._write_state(journal, (yield from self._locked(state)), counts, closed, relay, now)
+        yield
         if self.is_durable:
             before = now - self._config.retention_seconds
-            self._write(partial(self._journal.prune, before, self._config.max_journal_bytes), now)
+            self._write(partial(journal.prune, before, self._config.max_journal_bytes), now)
 
-    def _save(self, journal: "Journal", interval: SavedInterval | None, now: float) -> None:
+    def _locked(self, steps: Steps) -> Steps:
+        while True:
+            with self._lock:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    found: bytes = end.value
+                    return found
+            yield
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a closed interval is being written: what was taken since is not committed before it is."""
+        return self._writing is not None
+
+    def step(self, seconds: float) -> None:
+        """Go on writing for about so long."""
+        end = time.monotonic() + seconds
+        while self._writing is not None:
+            if next(self._writing, _ENDED) is _ENDED:
+                self._writing = None
+            elif time.monotonic() >= end:
+                break
+
+    def finish(self) -> None:
+        """Write to the end."""
+        self.step(math.inf)
+
+    def _save(self, journal: "Journal", now: float) -> None:
         with self._lock:
-            state, self._counts = self.aggregator.save(), self.aggregator.save_counts()
-        self._state_bytes = max(MIN_STATE_BYTES, len(state))
-        relay = b"" if self.relay is None else self.relay.save()
-        self._write(partial(journal.save, state, self._counts, interval, relay), now)
+            state, counts = self.aggregator.save(), self.aggregator.save_counts()
+        self._pending, self._pending_bytes = [], 0
+        self._write_state(journal, state, counts, None, self._relayed(), now)
+
+    def _relayed(self) -> bytes:
+        return b"" if self.relay is None else self.relay.save()
+
+    def _write_state(
+        self,
+        journal: "Journal",
+        state: bytes,
+        counts: bytes,
+        interval: SavedInterval | None,
+        relay: bytes,
+        now: float,
+    ) -> None:
+        self._state_bytes, self._counts = max(MIN_STATE_BYTES, len(state)), counts
+        self._write(partial(journal.save, state, counts, interval, relay), now)
         if self.is_durable:
             self._log_bytes = 0
 
@@ -195,7 +263,6 @@ class Commits:
             if self._is_behind:
                 logger.warning("%s is written again, nothing is missing in its totals", self._journal)
             self._is_behind = False
-        self._pending, self._pending_bytes = [], 0
 
     def _fail(self, error: JournalError, now: float) -> None:
         self.failed += 1
@@ -203,6 +270,7 @@ class Commits:
         if not self._is_behind:
             logger.error("%s; collecting goes on in memory, what it holds is lost if this process is killed", error)
         self._is_behind = True
+        self._pending, self._pending_bytes = [], 0
 
     def close(self) -> None:
         """Close the journal and give it free."""

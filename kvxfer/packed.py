@@ -5,7 +5,7 @@ form than the usual one, or a class that does a part of this in its own way, is 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Annotated, Any, Final, NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeAlias
 import msgspec
 import numpy as np
 
-from kvxfer.bulk import Column
+from kvxfer.bulk import ROWS, Column
 from kvxfer.connectors.base import Connector
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution
@@ -23,6 +23,9 @@ from kvxfer.wire import UNREADABLE, Report
 
 Payload: TypeAlias = Any
 """An opened payload: a struct with the packed distributions of its class as bytes, and its counters."""
+
+MAX_BYTES_AT_ONCE: Final = 4 << 20
+"""Bytes of frames that are opened together: a full drain of reports of 16 kB."""
 
 _REJECTED: Final = TransferStats.rejected_observations.name
 _Part: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1)]  # no bytes say that a payload has none of a field
@@ -131,6 +134,17 @@ class PackedReport(NamedTuple):
     def is_empty(self) -> bool:
         """Whether it says nothing but that its publisher lives."""
         return bool(self.batch.payloads[self.row] == self.batch.form.nothing)
+
+
+def in_parts(frames: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """The frames, so many at a time as are cheap to take: large ones, which a hostile peer sends, fewer."""
+    start = size = 0
+    for number, frame in enumerate(frames):
+        if number - start == ROWS or size > MAX_BYTES_AT_ONCE:
+            yield frames[start:number]
+            start, size = number, 0
+        size += len(frame)
+    yield frames[start:]
 
 
 def open_all(messages: Sequence[object]) -> list[PackedReport | None]:

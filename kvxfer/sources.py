@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
-from kvxfer.saved import SavedSource, load_stats, save_stats
+from kvxfer.saved import SavedSource, load_stats
 from kvxfer.seqs import TakenSeqs
 from kvxfer.sums import Sum
 from kvxfer.wire import MAX_OUTSTANDING, Goodbye, Report, Source, decode_source
@@ -83,13 +83,9 @@ class KnownSource:
         """What a connector of it has reported: the sums that there are, of closed intervals and of the open one."""
         return [held[connector] for held in (self.totals, self.open) if connector in held]
 
-    def save(self) -> SavedSource:
-        """All that is known, for `restored`; stats that their own class cannot give are left out."""
+    def save_numbers(self) -> SavedSource:
+        """All that is known but the stats, for `restored`."""
         above = self.taken.above
-        stats, totals = (
-            {connector: payload for connector, part in parts.items() if (payload := save_stats(part.stats)) is not None}
-            for parts in (self.open, self.totals)
-        )
         return SavedSource(
             self.encoded,
             self.taken.floor,
@@ -97,8 +93,8 @@ class KnownSource:
             self.final_seq,
             self.lost,
             self.clock_offset,
-            stats,
-            totals,
+            {},
+            {},
             self.num_ranks,
         )
 

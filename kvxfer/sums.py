@@ -4,13 +4,16 @@ No socket, no clock, no thread. Law: when it is added up, and with what else, ch
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from kvxfer.bulk import ROWS
 from kvxfer.opening import merged
 from kvxfer.packed import Batch, Form, PackedReport, Payload
+from kvxfer.saved import save_stats
 from kvxfer.stats import KVConnectorStats, TransferStats
 
 MAX_WAITING: Final = 32
@@ -134,6 +137,12 @@ def add_batch(batch: Batch) -> None:
         each.wait(batch.form, [batch.payloads[row] for row in rows], sum([sizes[row] for row in rows]))
     add_up(each for each in few if each.is_full)
     batch.runs.clear()
+
+
+def save_all(sums: Mapping[str, Sum]) -> dict[str, msgspec.Raw]:
+    """Their payloads, without loss; those that their own class cannot give are left out."""
+    payloads = {name: save_stats(each.stats) for name, each in sums.items()}
+    return {name: payload for name, payload in payloads.items() if payload is not None}
 
 
 def _sums(all_parts: Sequence[Parts]) -> list[TransferStats]:

@@ -67,6 +67,7 @@ class Running:
         self.now += seconds
         interval: Interval = self.aggregator.close_interval(self.now)
         self.commits.close_interval(interval, self.now)
+        self.commits.finish()
         return interval
 
     def pipeline(self) -> Pipeline:
@@ -132,6 +133,79 @@ def test_the_counts_of_the_pipeline_go_on(running: Running) -> None:
     assert again.pipeline().reports_duplicate == 2
     assert again.pipeline().reports_rejected == {"undecodable": 2, "implausible": 1}
     again.commits.close()
+
+
+SOURCES = 150  # some steps of `AT_ONCE`
+
+
+def of_all(seq: int, count: int) -> list[bytes]:
+    """A report of each source."""
+    return [report(seq, count, source=source(f"s{number}", rank=str(number))) for number in range(SOURCES)]
+
+
+def being_written(running: Running) -> Running:
+    """One whose closed interval is being written; 450 transfers are in it, all of them committed."""
+    running.take(*of_all(1, 3)).commit()
+    running.now += 10.0
+    running.commits.close_interval(running.aggregator.close_interval(running.now), running.now)
+    return running
+
+
+def test_what_comes_while_an_interval_is_written_is_committed_after_it(running: Running) -> None:
+    later = iter(of_all(2, 5))
+    being_written(running)
+    num_steps = 0
+    while running.commits.is_writing:
+        running.take(next(later)).commit(0.0)
+        running.commits.step(0.0)
+        num_steps += 1
+    assert num_steps > 5
+    num_committed = total(running)
+    running.commit(0.0).take(next(later))  # this one is not
+    after = running.restart()
+    assert total(after) == num_committed == 450 + 5 * num_steps
+    history = History(running.path)
+    (saved,) = history.intervals(0.0, 1e12)
+    history.close()
+    interval = decode_interval(saved)
+    assert counted(interval) == 450
+    assert len(interval.sources) == SOURCES
+    assert {view.stats.data["transfer_duration"].count for view in after.aggregator.close_interval(200.0).sources} == {
+        5
+    }
+    after.commits.close()
+
+
+@pytest.mark.parametrize("num_steps", range(8))
+def test_a_kill_while_an_interval_is_written_leaves_what_was_committed_before(running: Running, num_steps: int) -> None:
+    being_written(running)
+    for frame in of_all(2, 5)[:num_steps]:
+        running.take(frame)
+        running.commits.step(0.0)
+    assert running.commits.is_writing
+    after = running.restart().take(*of_all(1, 3), *of_all(2, 5))
+    assert total(after) == SOURCES * 8
+    assert after.pipeline().reports_duplicate == SOURCES
+    after.commits.close()
+
+
+def test_an_interval_that_cannot_be_written_leaves_what_came_meanwhile_to_be_saved_with_the_rest(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    being_written(running).take(*of_all(2, 5))
+    with monkeypatch.context() as broken:
+        broken.setattr("kvxfer.journal.Journal.save", failing)
+        running.commits.finish()
+    assert running.commits.failed == 1
+    running.take(*of_all(3, 1)).commit(RETRY_SECONDS)
+    after = running.restart()
+    assert total(after) == SOURCES * 9
+    after.commits.close()
+
+
+def failing(*_: object) -> None:
+    message = "the disk is full"
+    raise JournalError(message)
 
 
 def test_the_open_interval_goes_on_and_ends_when_it_would_have(running: Running) -> None:

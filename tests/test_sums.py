@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvxfer.aggregator import MAX_BYTES_AT_ONCE, Aggregator
+from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.packed import form_of, open_all
+from kvxfer.packed import MAX_BYTES_AT_ONCE, form_of, open_all
 from kvxfer.packing import pack_exact
 from kvxfer.sums import MAX_WAITING, MAX_WAITING_BYTES, Sum, add_batch
 from kvxfer.wire import Report, Source, encode, encode_payload
