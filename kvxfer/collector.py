@@ -81,6 +81,7 @@ class Collector:
         self._left = LeftFiles(self.endpoint)
         self._next_look = self._clock.now()
         self._exporters = [Exporting(exporter) for exporter in exporters]
+        self._unexported: list[Interval] = []
         self._stopping = False
         self._closed = False
         self._warned = False
@@ -157,8 +158,9 @@ class Collector:
         if not self._commits.is_writing and (was_writing or intervals or not self._commits.seconds_left(now)):
             self._commit(now)
         self._relay(now)
-        for interval in intervals:
-            self._export(interval)
+        self._unexported += intervals
+        if not self._commits.is_writing:  # then exporters need not add up again what has been for the journal
+            self._export()
         return intervals
 
     def _seconds_left(self) -> float:
@@ -210,7 +212,8 @@ class Collector:
             self._commits.close_interval(self._whole(interval), now)
             self._commits.finish()
             self._commit(now)
-            self._export(interval)
+            self._unexported.append(interval)
+            self._export()
             self._relay_the_rest()
         finally:
             self._commits.close()
@@ -259,10 +262,11 @@ class Collector:
                 if self._aggregator.num_rejected > before:
                     self._left.keep_last()
 
-    def _export(self, interval: Interval) -> None:
-        interval = self._whole(interval)
-        for exporter in self._exporters:
-            exporter.export(interval)
+    def _export(self) -> None:
+        for interval in map(self._whole, self._unexported):
+            for exporter in self._exporters:
+                exporter.export(interval)
+        self._unexported = []
 
     def _completed(self, pipeline: Pipeline) -> Pipeline:
         return msgspec.structs.replace(

@@ -58,6 +58,24 @@ def _new_relay(now: float) -> Relay:
     return Relay(Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], os.getpid(), now))
 
 
+class _Pending:
+    """Frames that wait for a commit; where they are more than it takes to write the state, that they are is enough."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+        self.num_bytes = 0
+        self.is_dropped = False
+
+    def add(self, batch: Batch, most_bytes: int) -> None:
+        self.num_bytes += sum(map(len, batch.frames))
+        # Once dropped they stay so: the state may have become larger since.
+        self.is_dropped |= self.num_bytes > most_bytes
+        if self.is_dropped:
+            self.batches = []
+        else:
+            self.batches.append(batch)
+
+
 class Commits:
     """Keeps a journal at one with an aggregator; while it cannot be written, collecting goes on in memory.
 
@@ -72,8 +90,8 @@ class Commits:
         self._lock = lock
         self.failed = 0
         self._journal: Journal | None = None
-        self._pending: list[Batch] = []
-        self._pending_bytes = self._log_bytes = 0
+        self._pending = _Pending()
+        self._log_bytes = 0
         self._state_bytes = MIN_STATE_BYTES
         self._counts = b""
         self._last = now
@@ -136,22 +154,13 @@ class Commits:
     def note(self, frames: list[bytes], now: float) -> None:
         """Take frames that the aggregator has taken; with the next commit they are written, or what they led to."""
         if frames and (self.is_durable or self.is_writing):
-            self._pending_bytes += sum(map(len, frames))
-            if self._is_state_cheaper:
-                self._pending = []
-            else:
-                self._pending.append(Batch(now, frames))
-
-    @property
-    def _is_state_cheaper(self) -> bool:
-        """Whether the frames that wait are more than it takes to write the state."""
-        return self._pending_bytes > STATE_COST * self._state_bytes
+            self._pending.add(Batch(now, frames), STATE_COST * self._state_bytes)
 
     def seconds_left(self, now: float) -> float:
         """How long until there is something to write, 0 if there is."""
         if self.is_writing:
             return 0.0
-        if not self.is_durable or (self._pending_bytes > MAX_PENDING_BYTES and self._pending):
+        if not self.is_durable or (self._pending.num_bytes > MAX_PENDING_BYTES and self._pending.batches):
             return 0.0
         hurry = self.aggregator.sources.wants_commit
         return max(0.0, self._last + (HURRY_SECONDS if hurry else COMMIT_SECONDS) - now)
@@ -160,7 +169,7 @@ class Commits:
         """Write what was noted since the last commit, or the state: where that is less, after a failure, a long log."""
         if self._journal is None or self.is_writing:
             return
-        if self.is_durable and self._log_bytes <= MAX_LOG_BYTES and not self._is_state_cheaper:
+        if self.is_durable and self._log_bytes <= MAX_LOG_BYTES and not self._pending.is_dropped:
             self._append(self._journal, now)
         elif self.is_durable or now - self._last >= RETRY_SECONDS:
             self._save(self._journal, now)
@@ -168,11 +177,11 @@ class Commits:
     def _append(self, journal: "Journal", now: float) -> None:
         counts = self.aggregator.save_counts()
         self._last = now
-        if self._pending or counts != self._counts:
-            self._log_bytes += self._pending_bytes
+        if self._pending.batches or counts != self._counts:
+            self._log_bytes += self._pending.num_bytes
             self._counts = counts
-            self._write(partial(journal.append, self._pending, counts), now)
-            self._pending, self._pending_bytes = [], 0
+            self._write(partial(journal.append, self._pending.batches, counts), now)
+            self._pending = _Pending()
 
     def close_interval(self, interval: Interval, now: float) -> None:
         """Begin to write a closed interval, the state after it and what is to be relayed: see `step`.
@@ -191,7 +200,7 @@ class Commits:
         state, counts, relay = self.aggregator.saving(after_close=True), self.aggregator.save_counts(), self._relayed()
         with self._lock:
             next(state)  # what comes from here on is not in it, but in the frames that are noted
-        self._pending, self._pending_bytes = [], 0
+        self._pending = _Pending()
         yield
         if isinstance(interval.sources, ClosedViews):
             yield from interval.sources.reading()
@@ -233,7 +242,7 @@ class Commits:
     def _save(self, journal: "Journal", now: float) -> None:
         with self._lock:
             state, counts = self.aggregator.save(), self.aggregator.save_counts()
-        self._pending, self._pending_bytes = [], 0
+        self._pending = _Pending()
         self._write_state(journal, state, counts, None, self._relayed(), now)
 
     def _relayed(self) -> bytes:
@@ -270,7 +279,7 @@ class Commits:
         if not self._is_behind:
             logger.error("%s; collecting goes on in memory, what it holds is lost if this process is killed", error)
         self._is_behind = True
-        self._pending, self._pending_bytes = [], 0
+        self._pending = _Pending()
 
     def close(self) -> None:
         """Close the journal and give it free."""

@@ -189,6 +189,20 @@ def test_a_kill_while_an_interval_is_written_leaves_what_was_committed_before(ru
     after.commits.close()
 
 
+def test_frames_for_which_a_state_is_cheaper_while_an_interval_is_written_are_not_missing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvxfer.commits.MIN_STATE_BYTES", 100)
+    running = being_written(Running(path))
+    running.commits._state_bytes = 100  # as it is before the first one was written
+    monkeypatch.undo()
+    running.take(*of_all(2, 5)[:100])  # far more than of the state that was expected, less than of the one written
+    running.commits.finish()
+    after = running.take(*of_all(2, 5)[100:]).commit().restart()
+    assert total(after) == SOURCES * 8
+    after.commits.close()
+
+
 def test_an_interval_that_cannot_be_written_leaves_what_came_meanwhile_to_be_saved_with_the_rest(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
