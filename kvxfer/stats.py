@@ -278,7 +278,7 @@ class TransferStats(KVConnectorStats):
         """
         with self._lock:
             self._fold(for_report=for_report)
-            parts = {name: state.drain() for name, state in self.data.items() if not state.is_empty}
+            parts = {name: state.drain() for name, state in list(self.data.items()) if not state.is_empty}
         return self.of(parts)
 
     def drain_cut(self) -> int:
