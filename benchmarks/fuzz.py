@@ -35,7 +35,7 @@ from kvxfer.exporters.log import LogExporter
 from kvxfer.interval import Interval, Pipeline
 from kvxfer.outbox import Outbox
 from kvxfer.transport import PublisherSockets
-from kvxfer.wire import MAX_FRAME_BYTES, Goodbye, Source, decode, decode_ack
+from kvxfer.wire import MAX_FRAME_BYTES, Goodbye, Source, decode, decode_ack, source_of_topic, topic_of_ack
 
 ENGINE = "the-well-behaved"
 NUM_BEHAVED = 8
@@ -163,7 +163,7 @@ class Sender:
 
     def _deliver(self) -> None:
         for frame in self._sockets.acks():
-            outbox = self._by_id.get(frame.partition(b"\0")[0].decode())
+            outbox = self._by_id.get(source_of_topic(topic_of_ack(frame)))
             if outbox is not None:  # what they have in common, to which we listen, is answered too
                 outbox.acknowledge(decode_ack(frame), time.time())
         for outbox in self._by_id.values():

@@ -3,7 +3,7 @@
 One process sends a report of 1,000 transfers of each of so many distinct sources every second, a hundredth of them
 every 10 ms; a sender that is refused waits and is late, as publishers keep what is refused. The collector closes an
 interval every 10 s. Its peer is what was due: of a collector that holds them all, everything has come a second after
-the minute, and no interval closed later than its tenth of a second.
+the minute. ``late_ms`` is by how much the longest interval was longer, ``grown_mib`` what the process grew by.
 """
 
 import time

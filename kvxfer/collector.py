@@ -84,7 +84,7 @@ class Collector:
         self._unexported: list[Interval] = []
         self._stopping = False
         self._closed = False
-        self._warned = False
+        self._warned_of_upstream = False
         self._pid = os.getpid()
         self._looping = False
         self._finished = threading.Event()
@@ -155,7 +155,7 @@ class Collector:
             self._commits.close_interval(self._whole(interval), now)
         was_writing = self._commits.is_writing
         self._commits.step(_STEP_SECONDS)
-        if not self._commits.is_writing and (was_writing or intervals or not self._commits.seconds_left(now)):
+        if not self._commits.is_writing and (was_writing or not self._commits.seconds_left(now)):
             self._commit(now)
         self._relay(now)
         self._unexported += intervals
@@ -164,6 +164,8 @@ class Collector:
         return intervals
 
     def _seconds_left(self) -> float:
+        if self._commits.is_writing:
+            return 0.0
         now = self._clock.now()
         return min(self._aggregator.due - now, self._commits.seconds_left(now) or _POLL_SECONDS)
 
@@ -185,8 +187,8 @@ class Collector:
             else:
                 self._upstream.hear(relay.outboxes, now)
         except EndpointError as error:
-            if not self._warned:
-                self._warned = True
+            if not self._warned_of_upstream:
+                self._warned_of_upstream = True
                 logger.error("nothing is told to the collector above: %s; this is said once", error)  # noqa: TRY400 - it says all
 
     def _loop(self) -> None:

@@ -157,9 +157,7 @@ class Commits:
             self._pending.add(Batch(now, frames), STATE_COST * self._state_bytes)
 
     def seconds_left(self, now: float) -> float:
-        """How long until there is something to write, 0 if there is."""
-        if self.is_writing:
-            return 0.0
+        """How long until a commit is due, 0 if it is."""
         if not self.is_durable or (self._pending.num_bytes > MAX_PENDING_BYTES and self._pending.batches):
             return 0.0
         hurry = self.aggregator.sources.wants_commit

@@ -26,7 +26,7 @@ class Delivering:
     def exchange(self, outboxes: Mapping[str, Outbox], now: float) -> None:
         """Hear what is acknowledged to these, by source id, and hand over what the socket takes now."""
         self.hear(outboxes, now)
-        if any(outbox.next_frame is not None for outbox in outboxes.values()):
+        if any(outbox.has_frame for outbox in outboxes.values()):
             sockets = self._connected(outboxes)
             if not all(_send(sockets, outbox, now) for outbox in outboxes.values()):
                 self.num_refused += 1
@@ -57,7 +57,7 @@ class Delivering:
         """In a forked child: leave the parent's sockets alone."""
         if self._sockets is not None:
             _abandoned.append(self._sockets)
-            self._sockets = None
+            self._sockets, self._heard = None, set()
 
     def close(self, linger: float) -> None:
         """Close the sockets; frames handed over are still delivered within ``linger`` seconds, in which this waits."""

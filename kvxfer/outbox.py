@@ -169,8 +169,8 @@ class Outbox:
             self._cut += _num_numbers(stats.to_packed())
             payload = encode_payload({})
         self._seq += 1
-        who, what = (VERSION, self._source, self._connector, self._seq), (self._start, now, payload, self._cut)
-        self._keep(Report(*who, *what, ranks=self.num_ranks))
+        seq, cut, ranks = self._seq, self._cut, self.num_ranks
+        self._keep(Report(VERSION, self._source, self._connector, seq, self._start, now, payload, cut, ranks=ranks))
         self._start, self._open, self._num_open, self._open_bytes, self._cut = now, None, 0, 0, 0
         return True
 
@@ -207,6 +207,11 @@ class Outbox:
         return outbox
 
     # --- delivery
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether there is a `next_frame`."""
+        return self._num_sent < len(self._kept) or self._goodbye is _Goodbye.TO_BE_SAID
 
     @property
     def next_frame(self) -> bytes | None:

@@ -4,15 +4,13 @@ No socket, no clock, no thread; who reports and what is the aggregator's affair.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, overload
+from typing import NamedTuple, overload
 
 from kvxfer.interval import SourceView
+from kvxfer.saved import AT_ONCE
 from kvxfer.sources import KnownSource
 from kvxfer.sums import Parts, Sum, stats_of
 from kvxfer.wire import Source
-
-AT_ONCE: Final = 64
-"""Views that are added up in a step: with ten reports in each, some 5 ms."""
 
 
 class Place(NamedTuple):

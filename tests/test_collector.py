@@ -335,6 +335,26 @@ def test_a_collector_that_is_stopped_and_started_again_goes_on_with_its_journal(
     assert exporter.intervals[1].start == exporter.intervals[0].end
 
 
+def test_while_an_interval_is_written_no_report_is_waited_for(
+    ipc_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvxfer.collector._STEP_SECONDS", 0.0)
+    collector = Collector(config(ipc_endpoint, journal=str(tmp_path / "journal.db"), interval_seconds=0.3))
+    drain, timeouts = collector._sockets.drain, list[float]()
+
+    def noted(timeout: float) -> list[bytes]:
+        timeouts.append(timeout)
+        return drain(timeout)
+
+    monkeypatch.setattr(collector._sockets, "drain", noted)
+    while not collector._commits.is_writing:
+        collector.poll(0.1)
+    timeouts.clear()
+    collector.poll(60.0)
+    collector.stop()
+    assert timeouts[0] == 0.0
+
+
 def test_a_journal_that_is_in_use_is_an_error_that_gives_the_endpoint_free(ipc_endpoint: str, tmp_path: Path) -> None:
     held = config(f"{ipc_endpoint}2", journal=str(tmp_path / "journal.db"))
     with Collector(held):

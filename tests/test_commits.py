@@ -170,9 +170,8 @@ def test_what_comes_while_an_interval_is_written_is_committed_after_it(running: 
     interval = decode_interval(saved)
     assert counted(interval) == 450
     assert len(interval.sources) == SOURCES
-    assert {view.stats.data["transfer_duration"].count for view in after.aggregator.close_interval(200.0).sources} == {
-        5
-    }
+    views = after.aggregator.close_interval(200.0).sources
+    assert {view.stats.data["transfer_duration"].count for view in views} == {5}
     after.commits.close()
 
 
@@ -190,12 +189,10 @@ def test_a_kill_while_an_interval_is_written_leaves_what_was_committed_before(ru
 
 
 def test_frames_for_which_a_state_is_cheaper_while_an_interval_is_written_are_not_missing(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Running,
 ) -> None:
-    monkeypatch.setattr("kvxfer.commits.MIN_STATE_BYTES", 100)
-    running = being_written(Running(path))
-    running.commits._state_bytes = 100  # as it is before the first one was written
-    monkeypatch.undo()
+    being_written(running)
+    running.commits._state_bytes = 100  # the state before was small
     running.take(*of_all(2, 5)[:100])  # far more than of the state that was expected, less than of the one written
     running.commits.finish()
     after = running.take(*of_all(2, 5)[100:]).commit().restart()

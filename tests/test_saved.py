@@ -16,11 +16,12 @@ from kvxfer.errors import JournalError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
 from kvxfer.saved import (
+    at_once,
     decode_counts,
     decode_interval,
     decode_state,
-    encode_interval,
     encode_payload,
+    encoding_interval,
     load_stats,
     save_stats,
 )
@@ -29,6 +30,10 @@ from kvxfer.wire import Source
 
 PIPELINE = Pipeline(1, 2, 3, {"undecodable": 4}, 5, 6, 7, 8, {"live": 9, "silent": 10, "gone": 11})
 SOURCE = Source("a", "host", 1, 2.5, {"engine": "e", "rank": "0"})
+
+
+def encode_interval(written: Interval) -> bytes:
+    return at_once(encoding_interval(written))
 
 
 def nixl(count: int) -> NixlConnectorStats:

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from kvxfer import Counter, Distribution, Gauge, Row, TransferStats
+from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.errors import StatsError
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState
 from kvxfer.stats import MAX_CARRIED
 
 
@@ -82,6 +83,21 @@ def test_draining_hands_off_what_was_recorded_and_later_records_do_not_touch_it(
     stats.num_operations.labels("load", "ok").add(5)
     assert taken == filled()
     assert stats.clone_and_reset().fetch_duration.count == 1
+
+
+def test_a_field_that_another_thread_uses_first_during_a_drain_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = NixlConnectorStats()
+    stats.num_failed_transfers.add(3)
+    drain = CounterState.drain
+
+    def while_draining(state: CounterState) -> CounterState:
+        stats.num_failed_handshakes.add(1)
+        return drain(state)
+
+    monkeypatch.setattr(CounterState, "drain", while_draining)
+    drained = [stats.drain().to_dict(), stats.drain().to_dict()]
+    assert sum(part.get("num_failed_transfers", 0) for part in drained) == 3
+    assert sum(part.get("num_failed_handshakes", 0) for part in drained) >= 1
 
 
 def test_aggregating_adds_returns_self_and_leaves_the_other_as_it_was() -> None:
