@@ -105,7 +105,7 @@ class SharedPending:
     While one is emptied the other takes what comes. What fits into neither waits in ``spill``, in process memory.
     """
 
-    __slots__ = ("_nudge", "areas", "name", "pack", "spill", "width", "write")
+    __slots__ = ("_is_stopped", "_nudge", "areas", "name", "pack", "spill", "width", "write")
 
     def __init__(self, name: str, width: int, nudge: "Callable[[], object]") -> None:
         """Wait in process memory until there are areas; ``nudge`` asks to be folded soon."""
@@ -115,6 +115,7 @@ class SharedPending:
         self.areas: list[Area] = []
         self.spill: list[Any] = []
         self._nudge = nudge
+        self._is_stopped = False
         self.write: Callable[[bytes], object] = _refuse
 
     def attach(self, areas: list[Area]) -> None:
@@ -127,8 +128,15 @@ class SharedPending:
         self.write = _refuse
         self.areas = []
 
+    def stop(self) -> None:
+        """Drop what comes from now on; what waits is there to be taken."""
+        self._is_stopped = True
+        self.write = _refuse
+
     def overflow(self, row: tuple[Any, ...]) -> None:
         """Add a row that `write` did not take: there is no room, or something is no number, which the fold refuses."""
+        if self._is_stopped:
+            return
         try:
             packed = self.pack(*row)
             self._nudge()

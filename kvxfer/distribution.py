@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from kvxfer.errors import StatsError
 from kvxfer.histogram import Histogram, histograms_of_rows
 from kvxfer.packing import pack_exact, pack_histogram, unpack
-from kvxfer.states import BEYOND_INT
+from kvxfer.states import BEYOND_INT, NOWHERE
 
 EXACT_LIMIT: Final = 4096
 """Two exact parts with at most this many values together stay exact: 32 KiB, and percentiles cost 0.1 ms."""
@@ -135,6 +135,10 @@ class DistributionState:
     def forget_pending(self) -> None:
         """Drop what `observe` has left."""
         self.pending.clear()
+
+    def stop(self) -> None:
+        """Drop what is observed from now on."""
+        self.observe = NOWHERE.append
 
     # --- reading
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from kvxfer.distribution import PACK_ABOVE
+from kvxfer.errors import ImplausibleError
+from kvxfer.packing import num_values
 from kvxfer.saved import load_stats
 from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import (
@@ -46,8 +48,8 @@ RESEND_MAX_SECONDS: Final = 30.0
 BEAT_SECONDS: Final = 10.0
 """How often a publisher that has nothing to tell sends an empty report; a collector misses three."""
 
-_ENVELOPE_BYTES: Final = 1 << 14
-"""More than source, connector and numbers of a report take at their longest."""
+MAX_PAYLOAD_BYTES: Final = MAX_FRAME_BYTES - (1 << 14)
+"""Source, connector and numbers of a report take less than the rest at their longest."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -69,6 +71,8 @@ class SavedOutbox(msgspec.Struct, array_like=True, frozen=True):
     payload: msgspec.Raw
     start: float
     cut: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    oldest: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] = 0
+    """The lowest number that is kept, also where its frame is not here; 0: that of the first frame."""
 
 
 class Outbox:
@@ -139,7 +143,7 @@ class Outbox:
         if self._open is not None and self._would_overflow(stats.num_values(), size):
             self.flush(now)
         if self._open_bytes + size > MAX_OPEN_BYTES:
-            self._cut += _num_numbers(stats.to_packed())
+            self._cut += num_observations(stats.to_packed())
             return
         self._open = stats if self._open is None else self._open.aggregate(stats)
         self._open_bytes += size
@@ -164,15 +168,31 @@ class Outbox:
             stats = None
         if not self.has_room or (stats is None and not self._cut and not self._beats(now)):
             return False
-        payload = encode_payload({} if stats is None else stats.to_packed())
-        if len(bytes(payload)) > MAX_FRAME_BYTES - _ENVELOPE_BYTES and stats is not None:
-            self._cut += _num_numbers(stats.to_packed())
-            payload = encode_payload({})
-        self._seq += 1
-        seq, cut, ranks = self._seq, self._cut, self.num_ranks
-        self._keep(Report(VERSION, self._source, self._connector, seq, self._start, now, payload, cut, ranks=ranks))
+        payloads = [encode_payload({})] if stats is None else self._payloads(stats)
+        start, cut = self._start, self._cut
         self._start, self._open, self._num_open, self._open_bytes, self._cut = now, None, 0, 0, 0
+        for payload in payloads:
+            self._seq += 1
+            of = (VERSION, self._source, self._connector, self._seq, start, now)
+            self._keep(Report(*of, payload, cut, ranks=self.num_ranks))
+            cut = 0
         return True
+
+    def _payloads(self, stats: KVConnectorStats) -> list[msgspec.Raw]:
+        """The payloads of reports, several where one would be too large; of what cannot be told the numbers are cut."""
+        packed: dict[str, Any] = {}
+        try:
+            packed = stats.to_packed()
+            payload = encode_payload(packed)
+            if len(bytes(payload)) <= MAX_PAYLOAD_BYTES:
+                return [payload]
+            parts = stats.split()
+        except Exception:  # noqa: BLE001 - a class of somebody else, which would fail again and again
+            parts = ()
+        if not parts:
+            self._cut += max(1, num_observations(packed))
+            return [encode_payload({})]
+        return [payload for part in parts for payload in self._payloads(part)]
 
     def _beats(self, now: float) -> bool:
         return not self._kept and now - self._start >= BEAT_SECONDS
@@ -182,11 +202,13 @@ class Outbox:
         self._kept_bytes += len(bytes(report.payload)) + len(self._source)
 
     def save(self, *, brief: bool = False) -> SavedOutbox:
-        """What is held now; ``brief``: without reports and open interval."""
+        """What is held now; ``brief``: without reports, which are lost then, and open interval, which is cut."""
         frames = [] if brief else [encode(report) for report in self._kept]
-        held = None if brief else self._open
-        payload = encode_payload({} if held is None else held.to_packed())
-        return SavedOutbox(self._source, self._connector, self._seq, frames, payload, self._start, self._cut)
+        packed: Mapping[str, Any] = {} if self._open is None else self._open.to_packed()
+        cut = self._cut + num_observations(packed) if brief else self._cut
+        payload = encode_payload({} if brief else packed)
+        oldest = self._kept[0].seq if self._kept else self._seq + 1
+        return SavedOutbox(self._source, self._connector, self._seq, frames, payload, self._start, cut, oldest)
 
     @classmethod
     def restored(cls, saved: SavedOutbox, now: float) -> "Outbox":
@@ -203,7 +225,7 @@ class Outbox:
         if stats is not None:
             outbox.observe(stats, now)
         else:  # of a connector that is not registered here (any more)
-            outbox.count_cut(_num_numbers(payload))
+            outbox.count_cut(num_observations(payload))
         return outbox
 
     # --- delivery
@@ -288,8 +310,13 @@ class _Goodbye(Enum):
     SAID = 2
 
 
-def _num_numbers(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one
-    """The numbers in a payload, which are what is lost with it."""
+def num_observations(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one
+    """What is lost with a payload: values of distributions, and one for each other number."""
     if isinstance(payload, Mapping):
-        return sum(map(_num_numbers, payload.values()))
-    return len(payload) if isinstance(payload, list) else 1
+        return sum(map(num_observations, payload.values()))
+    if isinstance(payload, bytes):
+        try:
+            return num_values(payload)
+        except ImplausibleError:
+            return 1
+    return len(payload) if isinstance(payload, list) else int(not isinstance(payload, str))

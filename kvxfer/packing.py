@@ -104,6 +104,12 @@ def unpack(packed: bytes) -> tuple[NDArray[np.float64] | Histogram, bool]:
     raise ImplausibleError(message)
 
 
+def num_values(packed: bytes) -> int:
+    """How many values are in a packed distribution; `ImplausibleError` where it is none."""
+    content, _ = unpack(packed)
+    return content.count if isinstance(content, Histogram) else content.size
+
+
 def _unpack_histogram(packed: bytes) -> Histogram:
     _, sizes, zeros, total, smallest, largest, offset = _HEADER.unpack_from(packed)
     counts = _unpack_counts(packed, sizes & 15, sizes >> 4)

@@ -1,43 +1,42 @@
-"""`StatsPublisher`: the worker's end. Owns the socket, the clock and the thread around an `Outbox`."""
+"""`StatsPublisher`: the worker's end. Owns the thread, which alone drains, sends and hears (`draining`)."""
 
 import contextlib
-import logging
 import math
 import os
 import platform
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import util as multiprocessing_util
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from kvxfer.area import SharedPending
-from kvxfer.clock import SteadyClock
 from kvxfer.config import default_curve, default_endpoint
 from kvxfer.copying import copy_of
 from kvxfer.delivering import Delivering
+from kvxfer.draining import RETRY_SECONDS, Draining, Harmless
 from kvxfer.errors import ConfigError, PeerError
 from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.outbox import Delivery, Outbox
+from kvxfer.outbox import Delivery
 from kvxfer.reporting import count_publisher
-from kvxfer.shared import SharedBuffer
 from kvxfer.stats import KVConnectorStats, TransferStats
-from kvxfer.takeover import SavedWorker, encode_worker
 from kvxfer.transport import PublisherKeys, check_endpoint
 from kvxfer.wire import MAX_NAME, Source, decode_source, encode
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-logger = logging.getLogger("kvxfer")
-
-# How often a flush that waits looks for its acknowledgement, which takes a millisecond without a journal.
-_RETRY_SECONDS: Final = 0.005
-
 BUFFERS: Final = ("process", "shared")
+
+MAX_PUSHED: Final = 64
+"""Stats that were pushed and wait for the thread."""
+
+STEP_SECONDS: Final = 1.0
+"""How long who asks waits at most for the thread, which a host may starve: a step of it takes milliseconds."""
 
 FOLD_SECONDS: Final = 0.1
 """How often it is looked whether many rows wait: 200,000 a second then wait as 3 MB, and each fold is short."""
@@ -91,53 +90,49 @@ class StatsPublisher:
         self._flush_seconds = flush_seconds
         self._linger = linger
         self._is_shared = buffer == "shared"
-        self._stats: KVConnectorStats | None = None
-        self._warned = False
+        self._stats: dict[str, KVConnectorStats] = {}
+        self._harmless = Harmless(connector)
         self._begin()
         watch(self)  # last, as a fork meanwhile has nothing to renew in half a publisher
 
     def __repr__(self) -> str:
         """Give connector, endpoint and outbox."""
-        return f"<StatsPublisher {self.connector} -> {self.endpoint} {self._outbox}>"
+        return f"<StatsPublisher {self.connector} -> {self.endpoint} {self._draining.outbox}>"
 
     @property
     def delivery(self) -> Delivery:
         """How far the reports of this process have come."""
-        outbox = self._outbox
-        return Delivery(outbox.num_reports, outbox.num_resent, outbox.num_unacknowledged, self._delivering.num_refused)
+        outbox = self._draining.outbox
+        return Delivery(outbox.num_reports, outbox.num_resent, outbox.num_unacknowledged, self._draining.num_refused)
 
     def _begin(self) -> None:
         """Become a source of this process: an outbox, a socket yet to be made, a thread."""
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._closing = False
-        self._delivering = Delivering(self.endpoint, self._keys)
-        self._clock = SteadyClock()
-        now = self._clock.now()
-        self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, now, self.labels)
-        self._outbox = Outbox(self.source, self.connector, now)
-        self._next_flush = time.monotonic() + self._flush_seconds
-        self._shared: SharedBuffer | None = None
-        self._unsaved = True
+        self._asked: SimpleQueue[SimpleQueue[bool] | None] = SimpleQueue()
+        self._alone = threading.Lock()
+        self._is_closing = False
+        self._end_by = math.inf
+        self.source = Source(uuid.uuid4().hex, platform.node()[:MAX_NAME], self._pid, time.time(), self.labels)
+        delivering = Delivering(self.endpoint, self._keys)
+        self._draining = Draining(self.source, self.connector, self._stats, delivering, self._harmless)
+        self._draining.flush_seconds = self._flush_seconds
         if self._is_shared:
-            with self._never_harming():  # where there is no place for it, recording goes on in process memory
-                first = encode_worker(SavedWorker(self._outbox.save(), {}))
-                self._shared = SharedBuffer(self.endpoint, self.source.id, first)
+            with self._harmless.guard():  # where there is no place for it, recording goes on in process memory
+                self._draining.share(self.endpoint)
         count_publisher(1)
         self._finalizer = finalizer(self)
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
-        with self._never_harming():  # where no thread can start, what is flushed and closed is sent all the same
+        with self._harmless.guard():  # where no thread can start, what is flushed and closed is sent all the same
             self._thread.start()
 
     @property
     def stats(self) -> Any:  # noqa: ANN401 - the class of the connector
         """The stats to record into; raises `UnknownConnectorError` for a connector that is not registered."""
-        if self._stats is None:
+        if not self._stats:
             connector = KVConnectorFactory.get_connector_class_by_name(self.connector)
-            with self._lock:  # of several threads that ask at once, all get the same object
-                self._stats = self._stats or self._new_stats(connector)
-        return self._stats
+            # Of several that ask at once, a signal handler among them, all get the same object.
+            self._stats.setdefault(self.connector, self._new_stats(connector))
+        return self._stats[self.connector]
 
     def _new_stats(self, connector: Any) -> Any:  # noqa: ANN401 - a connector and the class of its stats
         stats = connector.build_kv_connector_stats()
@@ -146,31 +141,36 @@ class StatsPublisher:
         return stats
 
     def _area(self, name: str, width: int) -> SharedPending:
-        # In a forked child the event is another one.
-        pending = SharedPending(name, width, lambda: self._wake.set())  # noqa: PLW0108
-        return pending if self._shared is None else self._shared.pending(pending)
+        pending, shared = SharedPending(name, width, self._nudge), self._draining.shared
+        return pending if shared is None else shared.pending(pending)
+
+    def _nudge(self) -> None:
+        """Let the thread look at once."""
+        if self._asked.empty():
+            self._asked.put(None)
 
     # --- the worker's calls
 
     def push(self, stats: KVConnectorStats | Mapping[str, Any]) -> None:
         """Add a copy of stats, or of a payload, that somebody else collected; they may be changed afterwards.
 
-        Takes any vLLM-style object. What cannot be read is logged once and counted as cut.
+        Takes any vLLM-style object. What cannot be read is logged once and counted as cut. Who pushes faster than the
+        thread takes waits for it.
         """
         self._check_pid()
-        if self._closing:
+        if self._is_closing:
             return
-        now = self._clock.now()
         try:
             part = copy_of(stats, self.connector)
             if part is not None and not part.is_empty():
-                with self._lock:
-                    self._observe(part, now)
+                self._draining.pushed.append(part)
         except Exception as error:  # noqa: BLE001 - a class of somebody else, or a payload that is none
-            self._warn(error)
-            with self._lock:
-                self._outbox.count_cut(1)
-        self._wake.set()
+            self._harmless.warn(error)
+            self._draining.pushed.append(None)
+        if len(self._draining.pushed) < MAX_PUSHED:
+            self._nudge()
+        else:
+            self._ask(0.0)
 
     def flush(self, timeout: float = 0.0) -> bool:
         """Close what was recorded into a report and send it; for a host that has a step of its own.
@@ -180,39 +180,52 @@ class StatsPublisher:
         acknowledged is kept and sent until it is.
         """
         self._check_pid()
-        return self._outbox.is_idle if self._closing else self._flush_until(time.monotonic() + timeout)
+        deadline = time.monotonic() + timeout
+        while not (is_done := self._ask(deadline)) and not self._is_closing and time.monotonic() < deadline:
+            time.sleep(min(RETRY_SECONDS, max(0.0, deadline - time.monotonic())))
+        return is_done
 
-    def _flush_until(self, deadline: float) -> bool:
-        with self._never_harming():
-            self._flush()
-            while not self._exchange() and self._wait(deadline):
-                self._flush()  # what there was no room for before
-        return self._outbox.is_idle
+    def _ask(self, deadline: float) -> bool:
+        """Let the thread do all there is to do, wait until it has; whether everything is acknowledged then.
+
+        An exception that a signal handler raises meanwhile breaks off nothing but the wait, and a handler may call
+        this itself: a `SimpleQueue` may be put into from within its own ``put`` and ``get``.
+        """
+        if self._is_closing:
+            return self._draining.outbox.is_idle
+        if not self._thread.is_alive():
+            return self._do_alone(lambda: self._draining.step(close=True))
+        answer: SimpleQueue[bool] = SimpleQueue()
+        self._asked.put(answer)
+        with contextlib.suppress(Empty):
+            return answer.get(timeout=max(STEP_SECONDS, deadline - time.monotonic()))
+        return False
 
     def close(self, timeout: float | None = None) -> None:
         """Send what is left and stop, when it is acknowledged or ``timeout`` seconds (by default ``linger``) are over.
 
-        Later calls do nothing.
+        Later calls wait for that too, and do nothing else. What is recorded afterwards is dropped.
         """
-        if self._pid != os.getpid() or self._closing:
+        if self._pid != os.getpid():
             return
-        self._closing = True
-        deadline = time.monotonic() + (self._linger if timeout is None else timeout)
-        self._wake.set()
+        linger = self._linger if timeout is None else timeout
+        if not self._is_closing:
+            self._end_by = time.monotonic() + linger
+            self._is_closing = True
+            self._asked.put(None)
         if self._thread.is_alive():
-            self._thread.join(max(0.0, deadline - time.monotonic()))
-        with self._never_harming():
-            self._flush()
-        with self._lock:
-            self._outbox.part()
-        self._flush_until(deadline)
-        with self._never_harming(), self._lock:
-            self._delivering.close(deadline - time.monotonic())
-            shared, self._shared = self._shared, None
-            if shared is not None:
-                shared.close(keep=not self._outbox.is_idle)
-        self._finalizer.cancel()
-        count_publisher(-1)
+            self._thread.join(max(0.0, linger) + STEP_SECONDS)
+        elif not self._draining.has_ended:
+            self._do_alone(self._end)
+
+    def _do_alone(self, what: Callable[[], bool]) -> bool:
+        """Do what the thread would, where there is none."""
+        if not self._alone.acquire(timeout=STEP_SECONDS):
+            return False
+        try:
+            return what()
+        finally:
+            self._alone.release()
 
     def __enter__(self) -> "Self":
         """Publish until the end of the block."""
@@ -227,101 +240,30 @@ class StatsPublisher:
     # --- the thread
 
     def _run(self) -> None:
-        while not self._closing:
-            self._wake.wait(min(FOLD_SECONDS, self._flush_seconds))
-            self._wake.clear()
-            if not self._closing:
-                with self._never_harming():
-                    self._step()
+        while not self._is_closing:
+            answers = self._next_asked(min(FOLD_SECONDS, self._flush_seconds))
+            is_done = self._draining.step(close=bool(answers))
+            for answer in answers:
+                answer.put(is_done)
+        self._end()
 
-    def _step(self) -> None:
-        due = time.monotonic() >= self._next_flush
-        if due or self._shared is not None:
-            self._take_in(close=due)
-        elif isinstance(self._stats, TransferStats):
-            self._stats.fold_early()
-        self._exchange()
+    def _next_asked(self, seconds: float) -> "list[SimpleQueue[bool]]":
+        """Where those wait for an answer who have asked; after a nudge, or ``seconds``, there may be none."""
+        asked: list[SimpleQueue[bool] | None] = []
+        with contextlib.suppress(Empty):
+            asked.append(self._asked.get(timeout=seconds))
+            while True:
+                asked.append(self._asked.get_nowait())
+        return [answer for answer in asked if answer is not None]
 
-    def _flush(self) -> None:
-        self._take_in(close=True)
-
-    def _take_in(self, *, close: bool) -> None:
-        """Move what was recorded into the outbox; ``close`` the open interval, if there is room."""
-        if self._shared is None:
-            drained = self._drain()
-            with self._lock:
-                self._put(drained, close=close)
-            return
-        with self._lock:  # what is saved says how much of the areas is in it: nobody else drains in between
-            self._shared.stop_crowded()
-            with self._stats.exclusively() if isinstance(self._stats, TransferStats) else contextlib.nullcontext():
-                drained = self._drain()
-                floors = self._shared.floors
-            self._put(drained, close=close)
-            self._save(self._shared, floors)
-
-    def _put(self, drained: KVConnectorStats | None, *, close: bool) -> None:
-        now = self._clock.now()
-        if drained is not None and not drained.is_empty():
-            self._observe(drained, now)
-        if isinstance(self._stats, TransferStats):
-            self._outbox.count_cut(self._stats.drain_cut())
-        if close:
-            self._unsaved |= self._outbox.flush(now)
-            self._next_flush = time.monotonic() + self._flush_seconds
-
-    def _save(self, shared: SharedBuffer, floors: dict[str, int]) -> None:
-        """Save what is held, before anything of it is sent; what does not fit is in process memory alone."""
-        if self._unsaved:
-            whole = encode_worker(SavedWorker(self._outbox.save(), floors))
-            if shared.save(whole) or shared.save(encode_worker(SavedWorker(self._outbox.save(brief=True), floors))):
-                shared.resume()
-                self._unsaved = False
-
-    def _observe(self, stats: KVConnectorStats, now: float) -> None:
-        self._unsaved = True
-        try:
-            self._outbox.observe(stats, now)
-        except Exception as error:  # noqa: BLE001 - a class of somebody else that cannot merge
-            self._warn(error)
-            self._outbox.count_cut(1)
-
-    def _drain(self) -> KVConnectorStats | None:
-        stats = self._stats
-        if isinstance(stats, TransferStats):
-            return stats.drain(for_report=True)
-        if stats is None or stats.is_empty():
-            return None
-        # Stats that cannot be drained in one step: what another thread records in between is theirs to guard.
-        part = copy_of(stats, self.connector)
-        stats.reset()
-        return part
-
-    def _exchange(self) -> bool:
-        """Hear what is acknowledged, hand over what the socket takes now; whether nothing is left to do."""
-        with self._lock:
-            self._delivering.exchange({self.source.id: self._outbox}, self._clock.now())
-            return self._outbox.has_parted if self._closing else self._outbox.is_idle
-
-    def _wait(self, deadline: float) -> bool:
-        """Wait a moment for an answer, the lock free meanwhile; False when time is up."""
-        left = deadline - time.monotonic()
-        if left > 0:
-            time.sleep(min(left, _RETRY_SECONDS))
-        return left > 0
-
-    @contextlib.contextmanager
-    def _never_harming(self) -> Iterator[None]:
-        """Telemetry that fails is logged once; the host goes on."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever it is
-            self._warn(error)
-
-    def _warn(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.warning("kvxfer cannot publish stats of %s: %r; this is said once", self.connector, error)
+    def _end(self) -> bool:
+        self._draining.end(self._end_by)
+        self._finalizer.cancel()
+        count_publisher(-1)
+        is_done = self._draining.outbox.is_idle
+        for answer in self._next_asked(0.0):
+            answer.put(is_done)
+        return is_done
 
     # --- fork
 
@@ -335,18 +277,21 @@ class StatsPublisher:
 
         One that was closed, or was about to be, stays closed, without the locks that a thread of the parent held.
         """
-        abandoned = [] if self._shared is None else self._shared.abandon()
-        with self._never_harming():
-            if self._stats is not None:
-                self._stats.renew()
-        self._delivering.abandon()
-        if self._closing:
-            self._pid, self._lock = os.getpid(), threading.Lock()
+        left = self._draining
+        abandoned = [] if left.shared is None else left.shared.abandon()
+        with self._harmless.guard():
+            for stats in self._stats.values():
+                stats.renew()
+        left.abandon()
+        if self._is_closing:
+            left.stop_recording()
+            left.has_ended = True
+            self._pid, self._alone = os.getpid(), threading.Lock()
             return
         self._begin()
-        if self._shared is not None:
+        if self._draining.shared is not None:
             for pending in abandoned:
-                self._shared.pending(pending)
+                self._draining.shared.pending(pending)
         # multiprocessing clears its finalizers in a forked child, after this.
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
 

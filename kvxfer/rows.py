@@ -10,6 +10,7 @@ from kvxfer.distribution import PACK_ABOVE, DistributionState, all_plausible, is
 from kvxfer.errors import StatsError
 from kvxfer.fields import Distribution
 from kvxfer.histogram import histograms_of_rows
+from kvxfer.states import NOWHERE
 
 PIECE_ROWS = 4096
 """Rows are folded in pieces of this many: one piece holds the GIL for about a millisecond."""
@@ -71,7 +72,7 @@ class Row:
 class RowBuffer:
     """The rows of one stats object that wait to be folded into the states of their columns."""
 
-    __slots__ = ("_cut", "_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected")
+    __slots__ = ("_cut", "_duration_at", "_rate", "_size_at", "_states", "pending", "record", "rejected", "stop")
 
     def __init__(self, row: Row, state_of: Callable[[str], Any], pending: Any = None) -> None:  # noqa: ANN401 - see Pending
         """Make an empty buffer; ``state_of`` gives the stats object's state of a field.
@@ -83,7 +84,8 @@ class RowBuffer:
         self._duration_at = row.columns.index(row.duration) if row.duration is not None else -1
         self._size_at = row.columns.index(row.size) if row.size is not None else -1
         self.pending: Any = [] if pending is None else pending
-        self.record = (row.make_recorder if pending is None else row.make_guarded_recorder)(self.pending)
+        self.record, self.stop = (row.make_recorder if pending is None else row.make_guarded_recorder)(self.pending)
+        """Adds a row; and lets it drop rows from now on, whoever keeps it."""
         self.rejected = 0
         self._cut = 0
 
@@ -169,7 +171,10 @@ def make(pending):
     extend = pending.extend
     def {name}({columns}):
         extend(({columns},))
-    return {name}
+    def stop():
+        nonlocal extend
+        extend = NOWHERE.extend
+    return {name}, stop
 """
 
 # The attribute `write` is looked up each time: after a fork it leads elsewhere, whoever keeps the recorder.
@@ -181,18 +186,20 @@ def make(pending):
             pending.write(pack({columns}))
         except Exception:
             pending.overflow(({columns},))
-    return {name}
+    return {name}, pending.stop
 """
 
 
-def _recorder_maker(source: str, name: str, columns: tuple[Distribution, ...]) -> Callable[[Any], Callable[..., None]]:
-    """From what a row waits in to a function of the row's columns that does nothing but append to it.
+def _recorder_maker(
+    source: str, name: str, columns: tuple[Distribution, ...]
+) -> Callable[[Any], tuple[Callable[..., None], Callable[[], None]]]:
+    """From what a row waits in to a function of the row's columns that does nothing but append to it, and its stop.
 
     It is written out as `dataclasses` writes its ``__init__``: a wrong number of values is a TypeError at the caller,
     where ``*values`` would let the columns slip.
     """
     names = ", ".join(column.name for column in columns)
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"NOWHERE": NOWHERE}
     exec(source.format(name=name, columns=names), namespace)  # noqa: S102 - made of our own attribute names
-    make: Callable[[Any], Callable[..., None]] = namespace["make"]
+    make: Callable[[Any], tuple[Callable[..., None], Callable[[], None]]] = namespace["make"]
     return make

@@ -1,9 +1,10 @@
 """What a counter, a gauge and a labelled field hold. Only state and merging live here, as in `distribution`."""
 
 import sys
+from collections import deque
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from kvxfer.errors import StatsError
 
@@ -14,6 +15,9 @@ MAX_LABEL: Final = 200
 """Characters of a label value or of a field that a peer named; a longer one is counted as one too many."""
 
 OTHER: Final = "other"
+
+NOWHERE: Final[deque[Any]] = deque(maxlen=0)
+"""Takes everything, in one C call as a list does, and keeps nothing."""
 
 _LARGEST_STEP: Final = 2.0**53
 BEYOND_INT: Final = 2.0**63
@@ -30,6 +34,9 @@ class State(Protocol):
 
     def forget_pending(self) -> None:
         """Drop what is pending."""
+
+    def stop(self) -> None:
+        """Drop what is observed from now on."""
 
     @property
     def is_empty(self) -> bool:
@@ -132,6 +139,12 @@ class CounterState:
         """Drop what `add` has left."""
         self.pending.clear()
 
+    def stop(self) -> None:
+        """Drop what is added from now on."""
+        self.add = NOWHERE.append
+        if not isinstance(self.pending, list):
+            self.pending.stop()
+
     def drain_rejected(self) -> int:
         """Take the number of additions refused."""
         rejected, self.rejected = self.rejected, 0
@@ -232,6 +245,9 @@ class GaugeState:
         """Forget what was refused."""
         self.pending.clear()
 
+    def stop(self) -> None:
+        """Do nothing: a level takes no room."""
+
     def drain_rejected(self) -> int:
         """Take the number of readings refused."""
         self.fold()
@@ -308,6 +324,19 @@ class LabelledState:
         for child in list(self.children.values()):
             child.forget_pending()
 
+    def stop(self) -> None:
+        """Drop what is observed in any label set from now on."""
+        make = self.make
+
+        def make_stopped() -> State:
+            state: State = make()
+            state.stop()
+            return state
+
+        self.make = make_stopped
+        for child in list(self.children.values()):
+            child.stop()
+
     def drain_rejected(self) -> int:
         """Take the number of observations refused, over all label sets."""
         return sum(child.drain_rejected() for child in list(self.children.values()))
@@ -333,6 +362,15 @@ class LabelledState:
         taken.children = {values: child.drain() for values, child in list(self.children.items())}
         return taken
 
+    def split(self) -> "list[LabelledState]":
+        """Two that together hold the same, and share it with this one; none where there is one label set or none."""
+        halves = []
+        for children in halves_of(self.children):
+            half = LabelledState(self.make, self.num_labels, self.most)
+            half.children = children
+            halves.append(half)
+        return halves
+
     def to_value(self) -> dict[tuple[str, ...], Any]:
         """The plain data of each label set."""
         return {values: child.to_value() for values, child in self.children.items() if not child.is_empty}
@@ -348,6 +386,16 @@ class LabelledState:
             raise StatsError(message)
         for values, child in payload.items():
             self.labels(*(values if isinstance(values, tuple) else (values,))).load(child)
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def halves_of(items: dict[_K, _V]) -> list[dict[_K, _V]]:
+    """The first and the second half of a dict of two or more; nothing of a smaller one."""
+    pairs, half = list(items.items()), len(items) // 2
+    return [dict(pairs[:half]), dict(pairs[half:])] if half else []
 
 
 def as_number(value: object) -> float | None:

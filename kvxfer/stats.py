@@ -3,9 +3,9 @@
 What one interval of one connector holds, how it merges and reads; no I/O, no clock.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, NamedTuple
@@ -15,7 +15,8 @@ from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
 from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import MAX_LABEL, CounterState, State
+from kvxfer.states import MAX_LABEL, CounterState, LabelledState, State, halves_of
+from kvxfer.unbroken import unbroken
 
 MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
@@ -72,6 +73,13 @@ class KVConnectorStats:
     def summary(self) -> dict[str, Any]:
         """Per field a number, or count, sum, extremes and quantiles: for records. Empty where the class has none."""
         return {}
+
+    def split(self) -> "Sequence[KVConnectorStats]":
+        """Some that together hold the same, of about half the size; none where the class cannot. This one is done with.
+
+        A report has at most 1 MiB: what is more travels in several.
+        """
+        return ()
 
     def renew(self) -> None:
         """In a forked child: begin with nothing, the observations so far are the parent's to report."""
@@ -132,7 +140,9 @@ class TransferStats(KVConnectorStats):
         self._waiting: list[Any] = []
         # Only those who fold take it; recording does not. Reading a field within folds once more, hence reentrant.
         self._lock = threading.RLock()
+        self._holder = 0  # the thread that has it
         self._make_pending: Callable[[str, int], Any] | None = None
+        self._is_stopped = False
         if data:
             self._load(data)
 
@@ -143,21 +153,36 @@ class TransferStats(KVConnectorStats):
         """
         self._make_pending = make_pending
 
-    def exclusively(self) -> AbstractContextManager[Any]:
+    @contextlib.contextmanager
+    def exclusively(self) -> Iterator[None]:
         """Within, no other thread folds or drains."""
-        return self._lock
+        with self._lock:
+            before, self._holder = self._holder, threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = before
+
+    def stop(self) -> None:
+        """Drop what is recorded from now on; what was is there to be drained."""
+        self._is_stopped = True
+        for part in (*self._buffers.values(), *self.data.values()):
+            part.stop()
 
     def state(self, name: str) -> Any:  # noqa: ANN401 - the declaration says which
         """The state of a field."""
         declared = self.fields.get(name, TransferStats.rejected_observations)
-        return self._join(name, declared.new_state())
+        state = declared.new_state()
+        if self._make_pending is not None and isinstance(state, CounterState) and name in self.fields:
+            state.wait_in(self._make_pending(name, 1))
+        return self._join(name, state)
 
     def _join(self, name: str, new: State) -> State:
         # One of several threads that ask at once wins; all get its state.
         state: State = self.data.setdefault(name, new)
         if state is new:
-            if self._make_pending is not None and isinstance(state, CounterState) and name in self.fields:
-                state.wait_in(self._make_pending(name, 1))
+            if self._is_stopped:
+                state.stop()
             state.settle = self.fold
             self._waiting.append(getattr(state, "pending", state))
             # An undeclared field, whose name a peer chose, is no attribute.
@@ -172,6 +197,8 @@ class TransferStats(KVConnectorStats):
         new = RowBuffer(row, lambda field: self.data.get(field) or self.state(field), pending)
         buffer = self._buffers.setdefault(name, new)
         if buffer is new:
+            if self._is_stopped:
+                buffer.stop()
             self._waiting.append(buffer.pending)
             # Not through vars(): that makes CPython 3.11 look the recorder up a fifth slower.
             setattr(self, name, buffer.record)
@@ -245,13 +272,20 @@ class TransferStats(KVConnectorStats):
     def fold(self) -> None:
         """Take what was recorded into the states; done by whoever reads, so it costs little where nothing waits."""
         if any(self._waiting):
-            with self._lock:
+            # Within a merge, which has the lock, another thread would wait for it for ever.
+            if self._holder == threading.get_ident():
                 self._fold()
+            else:
+                unbroken(self._fold_exclusively)
+
+    def _fold_exclusively(self) -> None:
+        with self.exclusively():
+            self._fold()
 
     def fold_early(self) -> None:
         """Fold what waits for a report where it is much: few rows are cheaper to fold at once, when it is drained."""
         if any(isinstance(waiting, list) and len(waiting) >= EARLY_VALUES for waiting in self._waiting):
-            with self._lock:
+            with self.exclusively():
                 self._fold(for_report=True)
 
     def _fold(self, *, for_report: bool = False) -> None:
@@ -276,7 +310,7 @@ class TransferStats(KVConnectorStats):
 
         ``for_report``: what a report would carry as a histogram becomes one at once, which is cheaper.
         """
-        with self._lock:
+        with self.exclusively():
             self._fold(for_report=for_report)
             parts = {name: state.drain() for name, state in list(self.data.items()) if not state.is_empty}
         return self.of(parts)
@@ -293,7 +327,7 @@ class TransferStats(KVConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
         held = dict(other._held())
-        with self._lock:
+        with self.exclusively():
             self._fold()
             self._merge(held)
         return self
@@ -326,6 +360,14 @@ class TransferStats(KVConnectorStats):
         distributions = {name: state for name, state in held.items() if isinstance(state, DistributionState)}
         packed: dict[str, Any] = pack_all(distributions)
         return {name: packed[name] if name in packed else state.to_packed() for name, state in held.items()}
+
+    def split(self) -> "Sequence[TransferStats]":
+        """Two of some of the fields each, or of some of the label sets of the one field."""
+        held = dict(self._held())
+        halves = halves_of(held)
+        if not halves:
+            halves = [{name: half} for name, state in held.items() for half in _halves_of_labelled(state)]
+        return [self.of(states) for states in halves]
 
     def reduce(self) -> dict[str, Any]:
         """Count, mean and quantiles of each distribution, each counter and gauge; a connector may give its own keys."""
@@ -370,10 +412,14 @@ class TransferStats(KVConnectorStats):
 
         The lock is made anew too, since a thread that is not there any more may hold it.
         """
-        self._lock = threading.RLock()
+        self._lock, self._holder = threading.RLock(), 0
         for part in (*self._buffers.values(), *self.data.values()):
             part.forget_pending()
         self.reset()
+
+
+def _halves_of_labelled(state: State) -> Sequence[State]:
+    return state.split() if isinstance(state, LabelledState) else ()
 
 
 def _longest(data: Any) -> int:  # noqa: ANN401 - a payload

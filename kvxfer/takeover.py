@@ -54,7 +54,7 @@ def frames_of(saved: SavedOutbox, rows: Rows, now: float) -> list[bytes]:
         stats = _added_up(saved, rows)
         payload = encode_payload(stats.to_packed())
         is_empty = stats.is_empty()
-    seq, oldest = saved.seq, saved.seq - len(saved.frames) + 1
+    seq, oldest = saved.seq, saved.oldest or saved.seq - len(saved.frames) + 1
     frames = list(saved.frames)
     if saved.cut or not is_empty:
         seq += 1

@@ -50,8 +50,8 @@ class Source(msgspec.Struct, array_like=True, frozen=True):
 class Report(msgspec.Struct, array_like=True, tag=0, gc=False):
     """What one publisher observed from ``start`` to ``end`` (Unix seconds of its clock); ``seq`` counts from 1.
 
-    ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the numbers of the
-    payloads (a packed distribution is one) that the publisher refused by its own bound since the report before.
+    ``source`` holds the bytes of a `Source`, the same in every report of a publisher. ``cut`` counts the
+    observations that the publisher left out by its own bound since the report before.
     ``oldest`` is the lowest number that the publisher still keeps: what is below was acknowledged, by whomever. 0: it
     does not say. ``ranks`` is how many publishers it speaks for: a collector that relays has merged theirs.
     """

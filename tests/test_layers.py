@@ -12,7 +12,7 @@ import kvxfer
 
 PACKAGE = Path(kvxfer.__file__).parent
 LAYERS = (
-    ("errors", "units"),
+    ("errors", "units", "unbroken"),
     (
         "buckets",
         "histogram",
@@ -45,7 +45,7 @@ LAYERS = (
         "reporting",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
-    ("clock", "commits", "exporting", "delivering", "publisher", "collector"),
+    ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
     ("exporters",),
     ("integrations", "workload"),
     ("cli", "__main__"),

@@ -2,17 +2,21 @@
 
 import gc
 import tracemalloc
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kvxfer import Counter, Distribution, TransferStats
+from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.outbox import MAX_KEPT, MAX_KEPT_BYTES, Outbox
 from kvxfer.stats import KVConnectorStats
-from kvxfer.wire import MAX_FRAME_BYTES, Ack, Report, Source, decode, decode_payload
+from kvxfer.wire import MAX_FRAME_BYTES, Ack, Report, Source, decode, decode_payload, encode_payload
 
 
 def outbox(connector: str = "NixlConnector") -> Outbox:
@@ -99,14 +103,97 @@ def crowded(kind: str, value: Any) -> OffloadingConnectorStats:
 
 
 @pytest.mark.parametrize(("kind", "value"), [("counter", 1), ("gauge", 0.5)])
-def test_what_does_not_fit_into_a_report_is_never_given_up_in_silence(kind: str, value: Any) -> None:
-    box = outbox("OffloadingConnector")
-    box.observe(crowded(kind, value), 1.0)
-    reports = []
-    while box.flush(2.0):
-        reports += send(box)
-    arrived = [OffloadingConnectorStats(decode_payload(report.payload)).reduce() for report in reports]
-    assert sum(map(len, arrived)) + sum(report.cut for report in reports) >= 256 * 100
+def test_what_does_not_fit_into_a_report_travels_in_several(kind: str, value: Any) -> None:
+    box, whole = outbox("OffloadingConnector"), crowded(kind, value)
+    whole.data["info"]["model"] = "m"
+    assert len(bytes(encode_payload(whole.to_packed()))) > MAX_FRAME_BYTES
+    box.observe(whole.copy(), 1.0)
+    assert box.flush(2.0)
+    reports = send(box)
+    assert len(reports) > 1
+    arrived = OffloadingConnectorStats()
+    for report in reports:
+        arrived.aggregate(OffloadingConnectorStats(decode_payload(report.payload)))
+    assert arrived == whole
+    assert [report.cut for report in reports] == [0] * len(reports)
+
+
+class PeerStats(TransferStats):
+    """Transfers with each of many peers."""
+
+    duration = Distribution("s", "From request to last byte.", labels=("peer",))
+    waited = Distribution("s", "Until there was a buffer.", labels=("peer",))
+    size = Distribution("By", "Bytes.", labels=("peer",))
+    num_misses = Counter("{page}", "Pages that were not there.")
+
+
+@pytest.fixture
+def small_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvxfer.outbox.MAX_PAYLOAD_BYTES", 100_000)
+
+
+@pytest.mark.usefixtures("small_reports")
+def test_label_sets_of_very_many_values_travel_in_several_reports_and_none_is_lost() -> None:
+    box, random = outbox(), np.random.default_rng(0)
+    stats, num_sets = PeerStats(), 100
+    for peer in range(num_sets):
+        for field in (stats.duration, stats.waited, stats.size):
+            field.labels(str(peer)).load((10 ** random.uniform(-300, 300, 5000)).tolist())
+    stats.num_misses.add(3)
+    box.observe(stats.copy(), 1.0)
+    assert box.flush(2.0)
+    reports = send(box)
+    assert len(reports) > 1
+    arrived = PeerStats()
+    for report in reports:
+        arrived.aggregate(PeerStats(decode_payload(report.payload)))
+    assert arrived.num_misses.value == 3
+    for peer in range(num_sets):
+        assert arrived.duration.labels(str(peer)).histogram() == stats.duration.labels(str(peer)).histogram()
+    assert [report.cut for report in reports] == [0] * len(reports)
+    assert [report.seq for report in reports] == list(range(1, len(reports) + 1))
+    assert {(report.start, report.end) for report in reports} == {(0.0, 2.0)}
+
+
+def test_children_too_large_for_a_report_travel_in_several() -> None:
+    whole = MultiKVConnectorStats({name: crowded("counter", 1) for name in ("OffloadingConnector", "Other")})
+    box = outbox("MultiConnector")
+    box.observe(whole.copy(), 1.0)
+    assert box.flush(2.0)
+    reports = send(box)
+    num_counters = sum(
+        sum(map(len, child["data"].values())) for report in reports for child in decode_payload(report.payload).values()
+    )
+    assert (num_counters, sum(report.cut for report in reports)) == (2 * 256 * 100, 0)
+
+
+@pytest.mark.usefixtures("small_reports")
+def test_of_what_cannot_be_taken_apart_each_observation_is_counted_as_cut() -> None:
+    class Whole(PeerStats):
+        def split(self) -> Sequence[TransferStats]:
+            return ()
+
+    box, stats = outbox(), Whole()
+    for peer in range(100):
+        for field in (stats.duration, stats.waited, stats.size):
+            field.labels(str(peer)).load((2.0 ** np.linspace(-1000, 1000, 5000)).tolist())
+    box.observe(stats, 1.0)
+    assert box.flush(2.0)
+    assert [report.cut for report in send(box)] == [3 * 100 * 5000]
+
+
+def test_stats_that_cannot_be_packed_are_cut_and_what_comes_after_them_is_sent() -> None:
+    class Failing(PeerStats):
+        def to_packed(self) -> dict[str, Any]:
+            raise RuntimeError
+
+    box, stats = outbox(), Failing()
+    stats.num_misses.add(1)
+    box.observe(stats, 1.0)
+    assert box.flush(2.0)
+    box.observe(transfers(1), 2.0)
+    assert box.flush(3.0)
+    assert [report.cut for report in send(box)] == [1, 0]
 
 
 def test_a_cut_is_told_even_when_nothing_else_is_there_to_report() -> None:

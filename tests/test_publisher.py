@@ -16,7 +16,7 @@ from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.errors import ConfigError, EndpointError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Interval
-from kvxfer.publisher import StatsPublisher
+from kvxfer.publisher import MAX_PUSHED, StatsPublisher
 
 OFFLOADED: dict[str, Any] = {"types": {"hits": "counter"}, "data": {"hits": {(): 3}}}
 
@@ -198,8 +198,31 @@ def test_a_closed_publisher_takes_calls_and_opens_nothing_again(collector: Colle
     worker.flush()
     worker.stats.record_failed_transfer()
     worker.close()
-    assert worker._delivering._sockets is None
+    assert worker._draining._delivering._sockets is None
     assert not worker._thread.is_alive()
+
+
+def test_what_is_recorded_after_the_end_takes_no_memory(ipc_endpoint: str) -> None:
+    worker = StatsPublisher("NixlConnector", ipc_endpoint, linger=0.0)
+    record, fail = worker.stats.record_transfer, worker.stats.record_failed_transfer
+    record(0.5, 0.001, 1024, 2)
+    worker.close()
+    for _ in range(1000):
+        record(0.5, 0.001, 1024, 2)
+        worker.stats.record_transfer(0.5, 0.001, 1024, 2)
+        fail()
+        worker.stats.num_failed_transfers.add(1)
+        worker.stats.num_failed_notifications.add(1)
+    assert not any(worker.stats._waiting)
+    assert worker.stats.is_empty()
+
+
+def test_who_pushes_faster_than_the_thread_takes_waits_for_it(collector: Collector) -> None:
+    with publisher(collector, flush_seconds=60.0) as worker:
+        for _ in range(2000):
+            worker.push({"num_failed_transfers": 1})
+            assert len(worker._draining.pushed) <= MAX_PUSHED
+    assert reduced(collector)["Num failed transfers"] == 2000
 
 
 @pytest.mark.parametrize(
@@ -277,6 +300,9 @@ def test_a_connector_whose_name_no_report_holds_is_said_by_the_constructor(ipc_e
 def test_a_publisher_reads_itself(ipc_endpoint: str) -> None:
     with StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=60.0, linger=0.0) as worker:
         worker.push({"num_failed_transfers": 1})
+        deadline = time.monotonic() + 10
+        while "open=0" in repr(worker) and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
         assert repr(worker) == (f"<StatsPublisher NixlConnector -> {ipc_endpoint} <Outbox open=1 unacked=0 sent=0>>")
 
 

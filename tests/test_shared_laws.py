@@ -46,8 +46,8 @@ class Worker:
 
     @property
     def buffer(self) -> SharedBuffer:
-        assert self.publisher._shared is not None
-        return self.publisher._shared
+        assert self.publisher._draining.shared is not None
+        return self.publisher._draining.shared
 
     def num_spilled(self) -> int:
         return len(self.stats._buffers["record_transfer"].pending.spill) // 4
@@ -69,11 +69,11 @@ class Worker:
         self.be_killed()
 
     def look(self, _: int) -> None:
-        self.publisher._take_in(close=False)
+        self.publisher._draining.take_in(close=False)
         self.unsafe = self.num_spilled()
 
     def flush(self, _: int) -> None:
-        self.publisher._take_in(close=True)
+        self.publisher._draining.take_in(close=True)
         self.unsafe = self.num_spilled()
 
     def read(self, _: int) -> None:
@@ -81,7 +81,7 @@ class Worker:
         assert self.stats.reduce()["Num successful transfers"] <= self.recorded
 
     def send(self, count: int) -> None:
-        outbox = self.publisher._outbox
+        outbox = self.publisher._draining.outbox
         for _ in range(count % 4):
             if (frame := outbox.next_frame) is not None:
                 outbox.sent(NOW)
@@ -93,7 +93,7 @@ class Worker:
         for frame in self.arrived:
             collector.feed(frame, NOW)
         for _, seq in collector.sources.drain_acks():
-            self.publisher._outbox.acknowledge(Ack(1, f"collector {count % 2}", seq), NOW)
+            self.publisher._draining.outbox.acknowledge(Ack(1, f"collector {count % 2}", seq), NOW)
 
     # --- what a collector makes of it
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from kvxfer import Counter, Distribution, Gauge, Row, TransferStats
+from kvxfer.area import SharedPending
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.errors import StatsError
 from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState
@@ -240,3 +241,25 @@ def test_rows_that_come_faster_than_any_fold_are_cut_and_counted(monkeypatch: py
     assert stats.fetch_duration.count == stats.fetch_size.count == 10
     assert stats.drain_cut() == 3
     assert stats.drain_cut() == 0
+
+
+def test_two_threads_that_count_first_at_once_count_both_where_additions_wait_elsewhere() -> None:
+    class CountedStats(TransferStats):
+        num_misses = Counter("{page}", "Pages that were not there.")
+
+    stats = CountedStats()
+    is_making, go_on = threading.Event(), threading.Event()
+
+    def make(name: str, width: int) -> SharedPending:
+        is_making.set()
+        go_on.wait(10)  # as long as it takes to reserve the memory
+        return SharedPending(name, width, lambda: None)
+
+    stats.wait_in(make)
+    other = threading.Thread(target=lambda: stats.num_misses.add(1))
+    other.start()
+    is_making.wait(10)
+    go_on.set()
+    stats.num_misses.add(1)
+    other.join()
+    assert stats.num_misses.value == 2

@@ -63,7 +63,18 @@ def test_what_is_saved_briefly_keeps_its_number_and_its_cut() -> None:
     box = outbox(closed=3, held=2)
     box.count_cut(7)
     brief = box.save(brief=True)
-    assert (brief.seq, brief.frames, brief.cut) == (3, [], 7)
+    assert (brief.seq, brief.frames, brief.cut, brief.oldest) == (3, [], 7 + 2 * 5, 1)
+
+
+def test_reports_that_were_not_saved_are_lost_and_what_was_open_is_cut_and_both_are_counted() -> None:
+    collector = Aggregator(CollectorConfig(), 0.0)
+    box = outbox(closed=3, held=2)
+    collector.feed(box.next_frame or b"", 1.0)
+    for frame in frames_of(box.save(brief=True), [], 2.0):
+        collector.feed(frame, 2.0)
+    pipeline = collector.pipeline(3.0)
+    assert (pipeline.reports_received, pipeline.reports_lost, pipeline.observations_cut) == (2, 2, 10)
+    assert pipeline.sources["gone"] == 1
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from typing import Any
 from kvxfer.connectors.base import Connector
 from kvxfer.errors import StatsError
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.states import halves_of
 from kvxfer.stats import KVConnectorStats, Moved
 
 
@@ -49,6 +50,13 @@ class MultiKVConnectorStats(KVConnectorStats):
             # A copy, or what is merged into this child later would show in the other object.
             self.data[child] = stats.copy() if mine is None else mine.aggregate(stats)
         return self
+
+    def split(self) -> "list[MultiKVConnectorStats]":
+        """Two of some of the children each, or of parts of the one child."""
+        halves = halves_of(self.data)
+        if not halves:
+            halves = [{child: part} for child, stats in self.data.items() for part in stats.split()]
+        return [type(self)(half) for half in halves]
 
     def reduce(self) -> dict[str, Any]:
         """The reduced keys of each child that holds something, nested."""

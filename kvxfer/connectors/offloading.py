@@ -10,7 +10,7 @@ from kvxfer.connectors.base import Connector
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
 from kvxfer.reading import describe, exact_values
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number
+from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number, halves_of
 from kvxfer.stats import KVConnectorStats, Moved
 from kvxfer.wire import encode_payload
 
@@ -128,6 +128,19 @@ class OffloadingConnectorStats(KVConnectorStats):
                 self._reject(1)
             elif name in held or len(held) < MAX_METRICS:
                 held[name] = value
+
+    def split(self) -> "list[OffloadingConnectorStats]":
+        """Two of some of the metrics each, or of some of the label sets of the one metric; the first has the facts."""
+        metrics = self.data["data"]
+        halves = halves_of(metrics)
+        if not halves:
+            halves = [{name: half} for name, state in metrics.items() for half in state.split()]
+        parts = [type(self)() for _ in halves]
+        for part, half in zip(parts, halves, strict=True):
+            part.data = {"types": {name: self.data["types"][name] for name in half}, "data": half, "info": {}}
+        for part in parts[:1]:
+            part.data["info"], part._rejected = self.data["info"], self._rejected
+        return parts
 
     def is_empty(self) -> bool:
         """Whether there is neither a metric nor a fact."""

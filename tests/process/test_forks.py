@@ -213,14 +213,14 @@ def test_a_child_that_is_forked_while_its_parent_closes_records_and_leaves_witho
 
     def child() -> None:
         stats.record_failed_transfer()
-        assert stats.num_failed_transfers.value == 1
+        assert stats.num_failed_transfers.value == 0  # nobody would drain it
         publisher.push(stats)
         publisher.flush(10)
         publisher.close(10)
 
-    with publisher._lock, stats._lock:
+    with stats._lock:
         closing.start()
-        wait_until(lambda: publisher._closing)
+        wait_until(lambda: publisher._is_closing)
         # Forked from another thread, the locks' owner is not there in the child.
         forking = threading.Thread(target=in_a_fork, args=(child,))
         forking.start()

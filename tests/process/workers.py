@@ -66,6 +66,50 @@ def record_into(stats: Any, count: int) -> None:
         stats.record_transfer(0.001, 0.0001, 1024, 2)
 
 
+# --- signal handlers
+
+
+def leave_from_a_handler(endpoint: str, calls: str, delay: float) -> None:
+    """Record and flush, or read, until a handler leaves; print how much was recorded."""
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    recorded = 0
+    publisher = StatsPublisher(CONNECTOR, endpoint, linger=30.0)
+    signal.signal(signal.SIGALRM, leave)
+    try:
+        with publisher:
+            record_transfer = publisher.stats.record_transfer
+            call: Callable[[], Any] = publisher.flush if calls == "flush" else publisher.stats.reduce
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            while True:
+                for _ in range(3000):
+                    recorded += 1
+                    record_transfer(0.001, 0.0001, 1024, 2)
+                call()
+    finally:
+        publisher.close(30.0)
+        sys.stdout.write(f"{recorded}\n")
+
+
+def close_in_a_handler(endpoint: str) -> None:
+    """Flush until a handler closes."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, linger=0.2)
+
+    def close(*_: object) -> NoReturn:
+        publisher.flush(0.1)
+        publisher.close()
+        os.write(1, b"closed\n")
+        os._exit(0)
+
+    signal.signal(signal.SIGALRM, close)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    while True:
+        record_into(publisher.stats, 10)
+        publisher.flush()
+
+
 # --- tasks of pools
 
 
@@ -109,7 +153,7 @@ def set_up_unhurried(endpoint: str, busy: Any = None) -> None:
     """Set the worker up so that nothing is sent but what a task flushes; ``busy`` is released by `stay`."""
     setup_worker(CONNECTOR, endpoint)
     publisher = _own_publisher()
-    publisher._flush_seconds = publisher._next_flush = math.inf
+    publisher._draining.flush_seconds = math.inf
     _busy.append(busy)
 
 
