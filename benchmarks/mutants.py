@@ -15,7 +15,7 @@ from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
-from kvxfer.stats import KVConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Goodbye, Report, Source, encode, encode_payload
 
 NESTED_EVERY = 20_000

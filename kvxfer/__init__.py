@@ -6,6 +6,7 @@ Everything a user needs is here; see ``README.md``. Importing it imports none of
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig, KVTransferConfig, default_endpoint
 from kvxfer.connectors.base import Connector
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import KVXferError
 from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
@@ -14,7 +15,7 @@ from kvxfer.interval import Group, Interval, Pipeline, Rates, SourceView
 from kvxfer.publisher import StatsPublisher
 from kvxfer.reporting import KVConnectorLogging, has_kv_transfer_group
 from kvxfer.rows import Row
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 
 __all__ = [
     "Collector",

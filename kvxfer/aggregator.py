@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kvxfer.config import CollectorConfig
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import (
     ConfigError,
     JournalError,
@@ -33,7 +34,6 @@ from kvxfer.saved import (
     encode_state,
 )
 from kvxfer.sources import KnownSource, Sources
-from kvxfer.stats import KVConnectorStats
 from kvxfer.sums import Sum, add_batch, add_up, save_all
 from kvxfer.views import ClosedViews, Seen, Views
 from kvxfer.wire import Goodbye, Report, decode, decode_or_error, source_of_topic

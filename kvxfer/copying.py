@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import decode_payload, encode_payload
 
 

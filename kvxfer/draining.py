@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kvxfer.clock import SteadyClock
+from kvxfer.contract import KVConnectorStats
 from kvxfer.copying import copy_of
 from kvxfer.delivering import Delivering
 from kvxfer.outbox import Outbox
 from kvxfer.shared import SharedBuffer
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 from kvxfer.takeover import SavedWorker, encode_worker
 from kvxfer.wire import Source
 

@@ -6,8 +6,8 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, Protocol, cast
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import ConfigError, UnknownConnectorError
-from kvxfer.stats import KVConnectorStats
 
 ENTRY_POINT_GROUP: Final = "kvxfer.connectors"
 

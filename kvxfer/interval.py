@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from kvxfer.stats import KVConnectorStats, Moved
+from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.wire import Source
 
 

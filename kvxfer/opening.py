@@ -3,9 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import ImplausibleError, KVXferError, PeerError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Report, decode_payload
 
 

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.distribution import PACK_ABOVE
 from kvxfer.errors import ImplausibleError
 from kvxfer.packing import num_values
 from kvxfer.saved import load_stats
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import (
     MAX_FRAME_BYTES,
     VERSION,

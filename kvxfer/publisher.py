@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kvxfer.area import SharedPending
 from kvxfer.config import default_curve, default_endpoint
+from kvxfer.contract import KVConnectorStats
 from kvxfer.copying import copy_of
 from kvxfer.delivering import Delivering
 from kvxfer.draining import RETRY_SECONDS, Draining, Harmless
@@ -23,7 +24,7 @@ from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Delivery
 from kvxfer.reporting import count_publisher
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 from kvxfer.transport import PublisherKeys, check_endpoint
 from kvxfer.wire import MAX_NAME, Source, decode_source, encode
 

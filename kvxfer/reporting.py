@@ -5,10 +5,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import RoleError
 from kvxfer.factory import ConnectorClass, KVConnectorFactory, TransferConfig
 from kvxfer.interval import Group, SourceView, rates
-from kvxfer.stats import KVConnectorStats
 from kvxfer.units import mib
 
 logger = logging.getLogger("kvxfer")

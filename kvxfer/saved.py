@@ -9,10 +9,10 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgspec
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import JournalError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import UNREADABLE, Source, decode_payload, encode_payload, plain
 
 

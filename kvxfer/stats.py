@@ -1,15 +1,14 @@
-"""`KVConnectorStats`, vLLM's contract, and `TransferStats`, which derives all of it from a declaration.
+"""`TransferStats`: what one interval of one connector holds, how it merges and reads, derived from a declaration.
 
-What one interval of one connector holds, how it merges and reads; no I/O, no clock.
+No I/O, no clock.
 """
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
+from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
@@ -24,82 +23,6 @@ MAX_CARRIED: Final = 16
 
 EARLY_VALUES: Final = 4 * PIECE_ROWS
 """Values that wait before a publisher folds them between two reports: 0.5 MB, and a full piece of rows of four."""
-
-
-class Moved(NamedTuple):
-    """What was moved, and the summed durations of the transfers: the base of all rates."""
-
-    num_bytes: float
-    busy_seconds: float
-
-
-@dataclass
-class KVConnectorStats:
-    """What a connector observed in an interval (vLLM's contract): ``data`` is its payload, plain and serializable.
-
-    A subclass written for vLLM works here: it implements `reset`, `aggregate`, `reduce` and `is_empty`.
-    """
-
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def reset(self) -> None:
-        """Forget everything observed."""
-        raise NotImplementedError
-
-    def aggregate(self, other: "KVConnectorStats") -> "KVConnectorStats":
-        """Merge the other one in and return the result, which may be this object, changed."""
-        raise NotImplementedError
-
-    def reduce(self) -> dict[str, Any]:
-        """The numbers that an operator reads: ``{key: int or float}``."""
-        raise NotImplementedError
-
-    def is_empty(self) -> bool:
-        """Whether nothing was observed."""
-        raise NotImplementedError
-
-    def to_dict(self) -> dict[str, Any]:
-        """The payload, from which the connector's ``build_kv_connector_stats`` makes an equal object."""
-        return self.data
-
-    def to_packed(self) -> dict[str, Any]:
-        """The payload as a report carries it; stats that can fold what is large do so here."""
-        return self.to_dict()
-
-    def copy(self) -> "KVConnectorStats":
-        """An equal object that shares nothing with this one."""
-        return deepcopy(self)
-
-    def summary(self) -> dict[str, Any]:
-        """Per field a number, or count, sum, extremes and quantiles: for records. Empty where the class has none."""
-        return {}
-
-    def split(self) -> "Sequence[KVConnectorStats]":
-        """Some that together hold the same, of about half the size; none where the class cannot. This one is done with.
-
-        A report has at most 1 MiB: what is more travels in several.
-        """
-        return ()
-
-    def renew(self) -> None:
-        """In a forked child: begin with nothing, the observations so far are the parent's to report."""
-        self.reset()
-
-    def moved(self) -> Moved | None:
-        """Bytes and busy seconds of the transfers, None where the connector does not know them."""
-        return None
-
-    def num_rejected(self) -> int:
-        """Observations that were refused: not finite, negative, no number."""
-        return 0
-
-    def num_values(self) -> int:
-        """The length of the longest list of values held one by one."""
-        return _longest(self.data)
-
-    def is_bounded(self) -> bool:
-        """Whether merging keeps the size bounded; lists, as vLLM's classes keep them, only grow."""
-        return False
 
 
 class TransferStats(KVConnectorStats):
@@ -420,12 +343,6 @@ class TransferStats(KVConnectorStats):
 
 def _halves_of_labelled(state: State) -> Sequence[State]:
     return state.split() if isinstance(state, LabelledState) else ()
-
-
-def _longest(data: Any) -> int:  # noqa: ANN401 - a payload
-    if isinstance(data, list):
-        return len(data)
-    return max(map(_longest, data.values()), default=0) if isinstance(data, dict) else 0
 
 
 def _are_columns(columns: list[Any]) -> bool:

@@ -11,10 +11,11 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from kvxfer.bulk import ROWS
+from kvxfer.contract import KVConnectorStats
 from kvxfer.opening import merged
 from kvxfer.packed import Batch, Form, PackedReport, Payload
 from kvxfer.saved import save_stats
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 
 MAX_WAITING: Final = 32
 """Reports that wait to be added up, of one source or group: more than an interval has, 55 kB."""

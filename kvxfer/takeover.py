@@ -9,12 +9,13 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import ImplausibleError, PeerError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter
 from kvxfer.opening import class_of_somebody_else
 from kvxfer.outbox import SavedOutbox
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 from kvxfer.wire import UNREADABLE, VERSION, Goodbye, Report, decode_payload, encode, encode_payload
 
 

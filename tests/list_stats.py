@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kvxfer.stats import KVConnectorStats
+from kvxfer.contract import KVConnectorStats
 
 
 @dataclass

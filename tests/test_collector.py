@@ -14,12 +14,12 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import EndpointError, JournalHeldError
 from kvxfer.exporters.jsonl import JsonlExporter, read_records
 from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Interval
-from kvxfer.stats import KVConnectorStats
 from kvxfer.transport import CollectorSockets, PublisherSockets
 from kvxfer.wire import Report, Source, encode, encode_payload
 

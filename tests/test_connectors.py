@@ -18,10 +18,10 @@ from kvxfer.connectors.offloading import (
     OffloadingConnectorStats,
 )
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
-from kvxfer.stats import KVConnectorStats
 
 MIB = 2**20
 OFFLOADED: dict[str, Any] = {

@@ -12,10 +12,10 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.jsonl import JsonlExporter, read_records
 from kvxfer.exporters.log import LogExporter
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Report, Source, encode, encode_payload
 
 

@@ -23,6 +23,7 @@ LAYERS = (
         "fields",
         "rows",
         "reading",
+        "contract",
         "stats",
         "config",
     ),

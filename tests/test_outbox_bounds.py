@@ -14,8 +14,8 @@ from kvxfer import Counter, Distribution, TransferStats
 from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.outbox import MAX_KEPT, MAX_KEPT_BYTES, Outbox
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import MAX_FRAME_BYTES, Ack, Report, Source, decode, decode_payload, encode_payload
 
 

@@ -12,6 +12,7 @@ from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import JournalError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group, Interval, Pipeline, SourceView
@@ -25,7 +26,6 @@ from kvxfer.saved import (
     load_stats,
     save_stats,
 )
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Source
 
 PIPELINE = Pipeline(1, 2, 3, {"undecodable": 4}, 5, 6, 7, 8, {"live": 9, "silent": 10, "gone": 11})

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.distribution import DistributionState
 from kvxfer.fields import Counter, Distribution
-from kvxfer.stats import KVConnectorStats, TransferStats
+from kvxfer.stats import TransferStats
 from kvxfer.units import mib, ms
 
 

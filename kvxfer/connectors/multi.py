@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvxfer.connectors.base import Connector
+from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.errors import StatsError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.states import halves_of
-from kvxfer.stats import KVConnectorStats, Moved
 
 
 class MultiKVConnectorStats(KVConnectorStats):

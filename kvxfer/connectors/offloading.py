@@ -7,11 +7,11 @@ vLLM's form: ``{"types": {name: "counter" | "gauge" | "histogram"}, "data": {nam
 from typing import Any, ClassVar, Final
 
 from kvxfer.connectors.base import Connector
+from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
 from kvxfer.reading import describe, exact_values
 from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number, halves_of
-from kvxfer.stats import KVConnectorStats, Moved
 from kvxfer.wire import encode_payload
 
 MAX_METRICS: Final = 256

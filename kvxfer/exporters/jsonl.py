@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
+from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import RecordError
 from kvxfer.interval import Interval, rates
-from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import Source, plain
 
 VERSION: Final = 1
