@@ -2,9 +2,9 @@
 
 A collector of a process of its own, with a real socket, a journal and exporters, is sent `mutants` by one connection,
 and by the same one, every so often, reports of eight sources that behave. Over other connections come frames beyond the
-limit and bytes that are no ZeroMQ. At the end what the well-behaved have recorded is compared with what is counted, and
-once more with what a second collector reads from the journal; every frame is accounted for, and the collector's memory
-has stayed in its bounds.
+limit, messages of many parts and bytes that are no ZeroMQ. At the end what the well-behaved have recorded is compared
+with what is counted, and once more with what a second collector reads from the journal; every frame is accounted for,
+and the collector's memory has stayed in its bounds.
 
 Bounds: the collector knows at most `MAX_SOURCES` sources (0.6 kB each, 2.5 MB), keeps `MAX_VIEWS` views and
 `MAX_GROUPS` groups. Mutants make up sources, labels, fields and histograms as wide as they may be, until all that is
@@ -24,6 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import zmq
+
 from benchmarks.mutants import Mutants
 from kvxfer.cli.progress import Progress
 from kvxfer.collector import Collector
@@ -40,6 +42,7 @@ from kvxfer.wire import MAX_FRAME_BYTES, Goodbye, Source, decode, decode_ack, so
 ENGINE = "the-well-behaved"
 NUM_BEHAVED = 8
 BEHAVED_EVERY = 100
+NUM_PARTS = 32
 WINDOW = 50_000  # frames after which all that the well-behaved have sent must be acknowledged
 MAX_SOURCES, MAX_VIEWS, MAX_GROUPS = 4096, 64, 32
 MAX_GROWTH_MIB = 50.0
@@ -180,12 +183,17 @@ class Sender:
             deadline = self._wait(deadline)
 
     def misbehave(self, noise: bytes) -> None:
-        """Over other connections: a frame beyond the limit, bytes that are no ZeroMQ."""
+        """Over other connections: a frame beyond the limit, one message of many parts, bytes that are no ZeroMQ."""
         liar = PublisherSockets(self._endpoint)
         deadline = 0.0
         while not liar.send(bytes(MAX_FRAME_BYTES + 1)):
             deadline = self._wait(deadline)
         liar.close(1.0)
+        with zmq.Context() as context, context.socket(zmq.PUSH) as strange:
+            strange.linger = 1000
+            strange.connect(self._endpoint)
+            strange.send_multipart([b"\0" + noise] * NUM_PARTS)
+        self.sent += NUM_PARTS  # each is counted as a frame of its own
         with socket.socket(socket.AF_UNIX) as stranger, contextlib.suppress(OSError):
             stranger.connect(self._endpoint.removeprefix("ipc://"))
             stranger.sendall(noise)

@@ -17,7 +17,7 @@ from kvxfer.contract import KVConnectorStats
 from kvxfer.copying import copy_of
 from kvxfer.delivering import Delivering
 from kvxfer.outbox import Outbox
-from kvxfer.shared import SharedBuffer
+from kvxfer.shared import SLOT_BYTES, SharedBuffer
 from kvxfer.stats import TransferStats
 from kvxfer.takeover import SavedWorker, encode_worker
 from kvxfer.wire import Source
@@ -91,8 +91,12 @@ class Draining:
         return self._delivering.num_refused
 
     def share(self, endpoint: str) -> None:
-        """Hold everything in shared memory too; raises OSError where there is no place for it."""
+        """Hold everything in shared memory too; raises OSError where there is no place for it.
+
+        Fewer bytes of reports are kept then, so that what is kept and what is open fit into a slot.
+        """
         self.shared = SharedBuffer(endpoint, self._source.id, encode_worker(SavedWorker(self.outbox.save(), {})))
+        self.outbox.max_kept_bytes = SLOT_BYTES // 2
 
     def step(self, *, close: bool) -> bool:
         """Take in what was recorded, hear what is acknowledged, send what the socket takes; whether nothing is left.

@@ -78,7 +78,7 @@ class SavedOutbox(msgspec.Struct, array_like=True, frozen=True):
 class Outbox:
     """Merges observations into an open interval, closes it into reports, keeps those until they are acknowledged.
 
-    While ``MAX_KEPT`` reports or ``MAX_KEPT_BYTES`` are kept, nothing is closed and the open interval goes on
+    While ``MAX_KEPT`` reports or ``max_kept_bytes`` are kept, nothing is closed and the open interval goes on
     merging, so memory stays bounded and no count is lost however long the collector is away. Stats that cannot merge
     in bounded memory are cut at ``MAX_OPEN_BYTES``; what was cut is counted and told in the next report.
     Law: what was flushed is in exactly one report, and that is sent until a collector acknowledges it.
@@ -99,6 +99,7 @@ class Outbox:
         self._num_sent = 0  # of those kept, from the oldest on
         self.num_resent = 0
         """Reports that were to be sent once more."""
+        self.max_kept_bytes = MAX_KEPT_BYTES
         self.num_ranks = 1
         """How many publishers its reports speak for."""
         self._goodbye = _Goodbye.NOT_YET
@@ -132,7 +133,7 @@ class Outbox:
     @property
     def has_room(self) -> bool:
         """Whether another report may be closed."""
-        return len(self._kept) < MAX_KEPT and self._kept_bytes < MAX_KEPT_BYTES
+        return len(self._kept) < MAX_KEPT and self._kept_bytes < self.max_kept_bytes
 
     def observe(self, stats: KVConnectorStats, now: float) -> None:
         """Merge stats into the open interval; they are the outbox's from here on.

@@ -8,7 +8,6 @@ The kernel tells who is dead: a worker locks its file for as long as it lives. A
 and lies in a directory that only this user may enter.
 """
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -27,7 +26,7 @@ SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - where Linux keeps it
 
 MAGIC: Final = b"kvxfer\0\1"
 SLOT_BYTES: Final = 512 << 10
-"""A state: 64 reports of 4 kB and what is open; a larger one is saved without them, and is in process memory alone."""
+"""A state: 256 KiB of reports, and what is open. A larger one is saved without them: a kill loses them, counted."""
 
 ROW_AREA_BYTES: Final = 1 << 20
 """26,000 rows of four values; there are two areas in turn."""
@@ -35,6 +34,8 @@ ROW_AREA_BYTES: Final = 1 << 20
 COUNTER_AREA_BYTES: Final = 64 << 10
 MAX_FILES: Final = 256
 """Files of living workers and of dead ones that no collector has come for: a worker more gets none."""
+
+_LOCK_SECONDS: Final = 1.0
 
 SLOTS_AT: Final = mmap.PAGESIZE
 SLOT: Final = struct.Struct("<QII")  # number, bytes, crc32
@@ -92,12 +93,16 @@ class SharedBuffer:
 
         Returns the one that had the name first.
         """
-        with self._lock:
-            if pending.name not in self._pending:
-                self._pending[pending.name] = pending
-                with contextlib.suppress(OSError):
-                    pending.attach([self._area(f"{pending.name}#{number}", pending.width) for number in range(2)])
-            return self._pending[pending.name]
+        first = self._pending.setdefault(pending.name, pending)
+        # Not for ever: who makes areas may be interrupted by a signal handler that records a row of another name.
+        if first is pending and self._lock.acquire(timeout=_LOCK_SECONDS):
+            try:
+                pending.attach([self._area(f"{pending.name}#{number}", pending.width) for number in range(2)])
+            except OSError:
+                pass
+            finally:
+                self._lock.release()
+        return first
 
     def _area(self, name: str, width: int) -> Area:
         size = ROW_AREA_BYTES if width > 1 else COUNTER_AREA_BYTES

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +20,14 @@ from kvxfer import shared
 from kvxfer.aggregator import Aggregator
 from kvxfer.area import AREA, Area
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.errors import KVXferError
 from kvxfer.left import _frames
 from kvxfer.publisher import StatsPublisher
 from kvxfer.shared import AREAS_AT, SLOT, SLOT_BYTES, SLOTS_AT, SharedBuffer
 from kvxfer.wire import Ack
 
+COLUMNS = ("transfer_duration", "post_duration", "bytes_transferred", "num_descriptors")
 SMALL_AREA = 4096
 ROW_BYTES = 32
 CONFIG = CollectorConfig(silent_seconds=1e6, gone_seconds=1e6)
@@ -202,19 +205,46 @@ def test_rows_that_found_no_room_are_saved_with_the_next_look_and_then_there_is_
             killed.look(0)
 
 
-def test_a_state_too_large_for_its_slot_is_saved_without_reports_and_what_is_sent_after_it_is_not_counted_twice(
+def test_reports_of_very_many_rows_that_nobody_takes_are_merged_and_fit_into_what_is_saved() -> None:
+    random = np.random.default_rng(0)
+    with worker() as killed:
+        for _ in range(100):
+            stats = NixlConnectorStats()
+            seconds = 10 ** random.uniform(-30, 30, (2, 2000))
+            columns = [*seconds.tolist(), [1024] * 2000, [2] * 2000]
+            stats.aggregate(NixlConnectorStats(dict(zip(COLUMNS, columns, strict=True))))
+            killed.publisher.push(stats)
+            killed.recorded += 2000
+            killed.unsafe += 2000  # until the thread has looked
+            killed.flush(0)
+        assert killed.publisher._draining.outbox.num_unacknowledged < 64
+        frames = _frames(killed.path, killed.path.read_bytes(), NOW)
+        collector = Aggregator(CONFIG, NOW)
+        collector.feed_all(frames, NOW)
+        stats = collector.snapshot(NOW).groups[0].stats
+        assert (stats.transfer_duration.count, collector.pipeline(NOW).reports_lost) == (killed.recorded, 0)
+
+
+def test_of_a_state_too_large_for_its_slot_the_reports_are_lost_and_counted_and_nothing_counts_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Worker, "be_killed", lambda *_: None)
+    save = SharedBuffer.save
+    monkeypatch.setattr(SharedBuffer, "save", lambda buffer, state: len(state) <= 700 and save(buffer, state))
     with worker() as killed:
         killed.transfers(5)
         killed.flush(0)
         killed.send(1)
-        monkeypatch.setattr(shared, "SLOT_BYTES", 700)
         killed.transfers(40)
-        killed.unsafe = killed.recorded  # a kill loses what is in no report that arrived
         killed.flush(0)
         killed.transfers(3)
-        assert killed.collected(killed.path.read_bytes())[0] <= killed.recorded
+        collector = Aggregator(CONFIG, NOW)
+        collector.feed_all([*killed.arrived, *_frames(killed.path, killed.path.read_bytes(), NOW)], NOW)
+        stats: Any = collector.snapshot(NOW).groups[0].stats
+        pipeline = collector.pipeline(NOW)
+        assert pipeline.reports_lost == 1
+        # The 40 were in it, with one that another thread recorded while the state before it was saved.
+        assert stats.transfer_duration.count == killed.recorded - 41
 
 
 @settings(max_examples=100, deadline=None)
