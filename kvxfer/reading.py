@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from kvxfer.distribution import DistributionState
-from kvxfer.states import LabelledState
+from kvxfer.labelled import LabelledState
 
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 

@@ -20,7 +20,8 @@ from kvxfer.connectors.offloading import (
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
+from kvxfer.labelled import MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL
 from kvxfer.stats import KVConnectorStats
 
 MIB = 2**20

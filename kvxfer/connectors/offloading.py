@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Final
 from kvxfer.connectors.base import Connector
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
+from kvxfer.labelled import MAX_LABEL_SETS, LabelledState
 from kvxfer.reading import describe, exact_values
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number
+from kvxfer.states import MAX_LABEL, CounterState, GaugeState, as_number
 from kvxfer.stats import KVConnectorStats, Moved
 from kvxfer.wire import encode_payload
 
@@ -84,7 +85,7 @@ class OffloadingConnectorStats(KVConnectorStats):
             if state is None:
                 self._reject(1)
             else:
-                state.labels(*key).load(value)
+                state.child(key).load(value)
                 self._reject(state.drain_rejected())
 
     def _reject(self, number: int) -> None:
