@@ -188,6 +188,25 @@ def test_labelled_metrics_and_those_without_rates_are_records_too(tmp_path: Path
     assert "bytes_per_second" not in group
 
 
+def test_label_sets_whose_labels_hold_commas_are_told_apart(tmp_path: Path) -> None:
+    labels = [("a", "b"), ("a,b", "c"), ("a", "b,c"), ("a\\", "b,c"), ("a\\,b", "c")]
+    payload = {"types": {"hits": "counter"}, "data": {"hits": dict.fromkeys(labels, 1)}}
+    (record,) = written(tmp_path / "a.jsonl", reported("OffloadingConnector", payload, Source("id", "h", 1, 0.0), ()))
+    hits = record["groups"][0]["fields"]["hits"]
+    assert len(hits) == len(labels)
+    assert list(hits)[:3] == ["a,b", r"a\,b,c", r"a,b\,c"]
+
+
+def test_what_a_peer_named_breaks_no_record(tmp_path: Path) -> None:
+    labels = {"host": "x", "reduced": "x", "en\ngine": "e\n{}\x1b"}
+    (record,) = written(
+        tmp_path / "a.jsonl",
+        reported("NixlConnector", {"num_failed_transfers": 1}, Source("id", "h", 1, 0.0, labels), ()),
+    )
+    (view,) = record["sources"]
+    assert (view["host"], view["labels"], view["fields"]) == ("h", labels, {"num_failed_transfers": 1})
+
+
 def test_every_line_is_json_that_any_reader_takes(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", two_ranks(), idle(), offloading())
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
