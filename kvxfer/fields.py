@@ -1,13 +1,14 @@
 """How a connector declares what it measures. From the declaration follow recording, merging, payload and export.
 
-Only declarations live here; what a field holds is in `distribution` and `states`.
+Only declarations live here; what a field holds is in `distribution`, `states` and `labelled`.
 """
 
 from typing import Any, ClassVar, Final
 
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
-from kvxfer.states import CounterState, GaugeState, LabelledState, State
+from kvxfer.labelled import LabelledState
+from kvxfer.states import CounterState, GaugeState, State
 
 UNIT_WORDS: Final = {"s": "seconds", "By": "bytes", "1": "ratio", "By/s": "bytes_per_second"}
 """The word of a unit in names; a count in braces (``{page}``) has none."""

@@ -6,8 +6,8 @@ No socket, no clock, no thread; who reports and what a report holds is the aggre
 from typing import NamedTuple
 
 from kvxfer.config import CollectorConfig
+from kvxfer.labelled import OTHER
 from kvxfer.saved import NOTHING, SavedGroup, load_stats, save_stats
-from kvxfer.states import OTHER
 from kvxfer.sums import Sum
 from kvxfer.wire import Source
 

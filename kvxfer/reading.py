@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from kvxfer.distribution import DistributionState
-from kvxfer.states import LabelledState
+from kvxfer.labelled import LabelledState
 
 QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -16,13 +16,20 @@ def exact_values(state: Any) -> int:  # noqa: ANN401 - any state
 
 
 def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
-    """A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas."""
+    r"""A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas.
+
+    A comma within a label is ``\,`` there, so that no two label sets have one key.
+    """
     if isinstance(state, LabelledState):
-        return {",".join(labels): describe(child) for labels, child in state.children.items() if not child.is_empty}
+        return {_joined(labels): describe(child) for labels, child in state.children.items() if not child.is_empty}
     if isinstance(state, DistributionState):
         quantiles = {name: state.quantile(q) for name, q in QUANTILES.items()}
         return {"count": state.count, "sum": state.sum, "min": state.min, "max": state.max, **quantiles}
     return state.to_value()
+
+
+def _joined(labels: tuple[str, ...]) -> str:
+    return ",".join(label.replace("\\", "\\\\").replace(",", "\\,") for label in labels)
 
 
 def reduce_field(name: str, state: Any) -> dict[str, Any]:  # noqa: ANN401 - any state, any number

@@ -32,21 +32,33 @@ def count_publisher(change: int) -> None:
 
 
 def format_line(reduced: Mapping[str, Any], prefix: str = LINE) -> str:
-    """vLLM's line: ``KV Transfer metrics: k=v, k=v``."""
-    return prefix + ", ".join(f"{key}={value}" for key, value in reduced.items())
+    """vLLM's line: ``KV Transfer metrics: k=v, k=v``; what is not printable is escaped, since peers name keys too."""
+    line = prefix + ", ".join(f"{key}={value}" for key, value in reduced.items())
+    return line if line.isprintable() else "".join(map(_printable, line))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def group_line(group: Group, seconds: float) -> str:
-    """The line of a group over an interval: vLLM's keys, then wall throughput, in flight, ranks and labels."""
-    return format_line(
-        group.stats.reduce() | _wall(group.stats, seconds) | {"Num ranks": group.num_ranks} | group.labels
-    )
+    """The line of a group over an interval: vLLM's keys, then wall throughput, in flight, ranks and labels.
+
+    A label of the name of another key is left out.
+    """
+    measured = group.stats.reduce() | _wall(group.stats, seconds) | {"Num ranks": group.num_ranks}
+    return format_line(_with_labels(measured, group.labels))
 
 
 def rank_line(view: SourceView, seconds: float) -> str:
-    """The line of one source over an interval, with its labels, host and pid."""
-    who = view.source.labels | {"host": view.source.host, "pid": view.source.pid}
-    return format_line(view.stats.reduce() | _wall(view.stats, seconds) | who, RANK_LINE)
+    """The line of one source over an interval, with its labels, host and pid; labels as in `group_line`."""
+    measured = view.stats.reduce() | _wall(view.stats, seconds)
+    who = {"host": view.source.host, "pid": view.source.pid}
+    return format_line(_with_labels(measured, view.source.labels) | who, RANK_LINE)
+
+
+def _with_labels(measured: dict[str, Any], labels: Mapping[str, str]) -> dict[str, Any]:
+    return measured | {name: value for name, value in labels.items() if name not in measured}
 
 
 def _wall(stats: KVConnectorStats, seconds: float) -> dict[str, float]:

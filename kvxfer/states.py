@@ -1,4 +1,4 @@
-"""What a counter, a gauge and a labelled field hold. Only state and merging live here, as in `distribution`."""
+"""What a counter and a gauge hold. Only state and merging live here, as in `distribution`."""
 
 import sys
 from collections import deque
@@ -8,13 +8,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from kvxfer.errors import StatsError
 
-MAX_LABEL_SETS: Final = 100
-"""Label sets of one field; what comes beyond is counted under ``other``, so that a label cannot fill the memory."""
-
 MAX_LABEL: Final = 200
 """Characters of a label value or of a field that a peer named; a longer one is counted as one too many."""
-
-OTHER: Final = "other"
 
 NOWHERE: Final[deque[Any]] = deque(maxlen=0)
 """Takes everything, in one C call as a list does, and keeps nothing."""
@@ -264,128 +259,6 @@ class GaugeState:
         """Note a number, or the last one of a list (vLLM's form)."""
         for number in _numbers(payload)[-1:]:
             self.set(number)
-
-
-class LabelledState:
-    """One state per label set; at most ``most`` of them, the overflow is counted under ``other``."""
-
-    __slots__ = ("_settle", "children", "make", "most", "num_labels")
-
-    def __init__(self, make: Callable[[], Any], num_labels: int, most: int = MAX_LABEL_SETS) -> None:
-        """Make none yet; ``make`` gives the state of a new label set, of ``num_labels`` values."""
-        self.make = make
-        self.most = most
-        self.num_labels = num_labels
-        self.children: dict[tuple[str, ...], Any] = {}
-        self._settle: Callable[[], None] | None = None
-
-    @property
-    def settle(self) -> Callable[[], None]:
-        """What reading any label set does first."""
-        return self._settle or self.fold
-
-    @settle.setter
-    def settle(self, settle: Callable[[], None]) -> None:
-        self._settle = settle
-
-    def __repr__(self) -> str:
-        """Give the states."""
-        return f"<LabelledState {self.children}>"
-
-    def __eq__(self, other: object) -> bool:
-        """Tell whether both hold the same in every label set."""
-        if not isinstance(other, LabelledState):
-            return NotImplemented
-        return self._held() == other._held()
-
-    def _held(self) -> dict[tuple[str, ...], Any]:
-        return {values: child for values, child in self.children.items() if not child.is_empty}
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def labels(self, *values: str) -> Any:  # noqa: ANN401 - the declaration says which state
-        """The state of one label set; keep it where it is used often."""
-        child = self.children.get(values)
-        return child if child is not None else self._new(values)
-
-    def _new(self, values: tuple[str, ...]) -> Any:  # noqa: ANN401 - the declaration says which state
-        if len(values) != self.num_labels or not all(isinstance(value, str) for value in values):
-            message = f"expected {self.num_labels} label values of type str, got {values!r:.80}"
-            raise StatsError(message)
-        if len(self.children) >= self.most or any(len(value) > MAX_LABEL for value in values):
-            values = (OTHER,) * self.num_labels
-        child = self.children.setdefault(values, self.make())
-        if self._settle is not None:
-            child.settle = self._settle
-        return child
-
-    def forget_pending(self) -> None:
-        """Drop what is pending in every label set."""
-        for child in list(self.children.values()):
-            child.forget_pending()
-
-    def stop(self) -> None:
-        """Drop what is observed in any label set from now on."""
-        make = self.make
-
-        def make_stopped() -> State:
-            state: State = make()
-            state.stop()
-            return state
-
-        self.make = make_stopped
-        for child in list(self.children.values()):
-            child.stop()
-
-    def drain_rejected(self) -> int:
-        """Take the number of observations refused, over all label sets."""
-        return sum(child.drain_rejected() for child in list(self.children.values()))
-
-    def fold(self) -> None:
-        """Fold every label set."""
-        for child in list(self.children.values()):
-            child.fold()
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no label set holds anything."""
-        return all(child.is_empty for child in list(self.children.values()))
-
-    def merge(self, other: "LabelledState") -> None:
-        """Merge label set by label set."""
-        for values, child in other.children.items():
-            self.labels(*values).merge(child)
-
-    def drain(self) -> "LabelledState":
-        """Take what the label sets hold; who kept one of them goes on with it."""
-        taken = LabelledState(self.make, self.num_labels, self.most)
-        taken.children = {values: child.drain() for values, child in list(self.children.items())}
-        return taken
-
-    def split(self) -> "list[LabelledState]":
-        """Two that together hold the same, and share it with this one; none where there is one label set or none."""
-        halves = []
-        for children in halves_of(self.children):
-            half = LabelledState(self.make, self.num_labels, self.most)
-            half.children = children
-            halves.append(half)
-        return halves
-
-    def to_value(self) -> dict[tuple[str, ...], Any]:
-        """The plain data of each label set."""
-        return {values: child.to_value() for values, child in self.children.items() if not child.is_empty}
-
-    def to_packed(self) -> dict[tuple[str, ...], Any]:
-        """What a report carries of each label set."""
-        return {values: child.to_packed() for values, child in self.children.items() if not child.is_empty}
-
-    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
-        """Add a payload of each label set."""
-        if not isinstance(payload, dict):
-            message = f"expected a payload per label set, got {type(payload).__name__}"
-            raise StatsError(message)
-        for values, child in payload.items():
-            self.labels(*(values if isinstance(values, tuple) else (values,))).load(child)
 
 
 _K = TypeVar("_K")

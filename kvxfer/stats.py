@@ -12,9 +12,10 @@ from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
+from kvxfer.labelled import LabelledState
 from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import MAX_LABEL, CounterState, LabelledState, State, halves_of
+from kvxfer.states import MAX_LABEL, CounterState, State, halves_of
 from kvxfer.unbroken import unbroken
 
 MAX_CARRIED: Final = 16
@@ -157,12 +158,9 @@ class TransferStats(KVConnectorStats):
     def _load(self, payload: Mapping[str, Any]) -> None:
         rest = dict(payload)
         for name, row in self.rows.items():
-            columns: list[Any] = [rest.get(column.name) for column in row.columns]
-            if _are_columns(columns):
+            if _holds_rows(rest, row):
                 self.recorder(name)
-                self._buffers[name].extend(columns)
-                covered = (*row.columns, row.rate) if row.rate else row.columns
-                rest = {key: value for key, value in rest.items() if key not in {column.name for column in covered}}
+                self._buffers[name].extend([rest.pop(column.name) for column in row.columns])
         for name, value in rest.items():
             self._load_field(name, value)
         self._hoist_rejected()
@@ -275,7 +273,9 @@ class TransferStats(KVConnectorStats):
 
     def to_dict(self) -> dict[str, Any]:
         """The payload without loss: lists of values as vLLM's while a field is exact, packed bytes beyond."""
-        return {name: state.to_value() for name, state in self._held()}
+        payload = {name: state.to_value() for name, state in self._held()}
+        # Of columns that were observed one by one no rates are to be made when it is read.
+        return payload | {row.rate.name: [] for row in self.rows.values() if row.rate and _holds_rows(payload, row)}
 
     def to_packed(self) -> dict[str, Any]:
         """The payload of a report: see `packing`."""
@@ -345,6 +345,8 @@ def _halves_of_labelled(state: State) -> Sequence[State]:
     return state.split() if isinstance(state, LabelledState) else ()
 
 
-def _are_columns(columns: list[Any]) -> bool:
-    """Whether these are the lists of one table: vLLM's form of rows."""
-    return all(isinstance(column, list) for column in columns) and len({len(column) for column in columns}) == 1
+def _holds_rows(payload: Mapping[str, Any], row: Row) -> bool:
+    """Whether there are lists of one length, as vLLM's payloads hold rows, and no rates, as ours always do."""
+    columns = [payload.get(column.name) for column in row.columns]
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
+    return len(lengths) == 1 and -1 not in lengths and not (row.rate and row.rate.name in payload)

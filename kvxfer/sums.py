@@ -93,8 +93,8 @@ class Sum:
         """What it is the sum of; to be read as long as nothing is added to it."""
         return Parts(self._stats, self._form, self._waiting, self._waiting_bytes)
 
-    def settle(self, stats: KVConnectorStats) -> None:
-        """Add the sum of what waits."""
+    def replace_waiting(self, stats: KVConnectorStats) -> None:
+        """Add the sum of what waits, in its place."""
         self._waiting, self._waiting_bytes = [], 0
         self.own(stats)
 
@@ -110,7 +110,7 @@ def add_up(sums: Iterable[Sum]) -> None:
     """Add up what waits in each of these; many together cost far less than one by one."""
     waiting = [each for each in sums if each.is_waiting]
     for each, stats in zip(waiting, _sums([each.parts() for each in waiting]), strict=True):
-        each.settle(stats)
+        each.replace_waiting(stats)
 
 
 def stats_of(all_parts: Sequence[Parts]) -> list[KVConnectorStats | None]:

@@ -21,7 +21,8 @@ from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS
+from kvxfer.labelled import MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL
 
 MIB = 2**20
 OFFLOADED: dict[str, Any] = {

@@ -81,6 +81,43 @@ def test_a_line_per_rank_names_its_labels_host_and_pid() -> None:
     ]
 
 
+def reported(connector: str, payload: dict[str, Any], source: Source, group_by: tuple[str, ...]) -> Interval:
+    made = Aggregator(CollectorConfig(group_by=group_by), 1000.0)
+    assert made.feed(encode(Report(1, encode(source), connector, 1, 1.0, 2.0, encode_payload(payload))), 1002.0)
+    return made.close_interval(1010.0)
+
+
+def test_what_a_peer_named_ends_no_line_and_moves_no_cursor() -> None:
+    payload = {"types": {"hits\nx": "counter"}, "data": {"hits\nx": {("c\rpu",): 2}}}
+    source = Source("id", "h\x1b[31m", 1, 0.0, {"eng\nine": "e\nKV Transfer metrics: forged=1\u2028é"})
+    lines: list[str] = []
+    LogExporter(lines.append, per_rank=True).export(
+        reported("OffloadingConnector", payload, source, group_by=("eng\nine",))
+    )
+    labels = r"eng\nine=e\nKV Transfer metrics: forged=1\u2028é"
+    assert lines == [
+        rf"KV Transfer metrics: hits\nx:('c\rpu',)=2, Num ranks=1, {labels}",
+        rf"KV Transfer metrics of one rank: hits\nx:('c\rpu',)=2, {labels}, host=h\x1b[31m, pid=1",
+    ]
+
+
+def test_a_label_takes_the_place_of_no_number_and_of_no_host() -> None:
+    stats = NixlConnectorStats()
+    stats.record_transfer(1.0, 0.5, 2**20, 4)
+    taken = ("Num ranks", "Avg xfer time (ms)", "Wall throughput (MB/s)", "host", "pid")
+    source = Source("id", "host-1", 40, 0.0, dict.fromkeys((*taken, "rank"), "forged"))
+    lines: list[str] = []
+    LogExporter(lines.append, per_rank=True).export(
+        reported("NixlConnector", stats.to_packed(), source, group_by=(*taken[:3], "rank"))
+    )
+    group, rank = lines
+    assert "Avg xfer time (ms)=1000.0, " in group
+    assert group.endswith(", Wall throughput (MB/s)=0.1, Avg in flight=0.1, Num ranks=1, rank=forged")
+    assert "Avg xfer time (ms)=1000.0, " in rank
+    assert "Wall throughput (MB/s)=0.1, " in rank
+    assert ", host=host-1, pid=40" in rank
+
+
 def test_no_line_has_a_number_that_is_not_plain() -> None:
     lines: list[str] = []
     for interval in (two_ranks(), offloading()):
@@ -149,6 +186,25 @@ def test_labelled_metrics_and_those_without_rates_are_records_too(tmp_path: Path
     assert group["fields"]["hits"] == {"cpu": 2, "disk": 1}
     assert (group["fields"]["delay"]["count"], group["fields"]["usage"]) == (2, 0.25)
     assert "bytes_per_second" not in group
+
+
+def test_label_sets_whose_labels_hold_commas_are_told_apart(tmp_path: Path) -> None:
+    labels = [("a", "b"), ("a,b", "c"), ("a", "b,c"), ("a\\", "b,c"), ("a\\,b", "c")]
+    payload = {"types": {"hits": "counter"}, "data": {"hits": dict.fromkeys(labels, 1)}}
+    (record,) = written(tmp_path / "a.jsonl", reported("OffloadingConnector", payload, Source("id", "h", 1, 0.0), ()))
+    hits = record["groups"][0]["fields"]["hits"]
+    assert len(hits) == len(labels)
+    assert list(hits)[:3] == ["a,b", r"a\,b,c", r"a,b\,c"]
+
+
+def test_what_a_peer_named_breaks_no_record(tmp_path: Path) -> None:
+    labels = {"host": "x", "reduced": "x", "en\ngine": "e\n{}\x1b"}
+    (record,) = written(
+        tmp_path / "a.jsonl",
+        reported("NixlConnector", {"num_failed_transfers": 1}, Source("id", "h", 1, 0.0, labels), ()),
+    )
+    (view,) = record["sources"]
+    assert (view["host"], view["labels"], view["fields"]) == ("h", labels, {"num_failed_transfers": 1})
 
 
 def test_every_line_is_json_that_any_reader_takes(tmp_path: Path) -> None:

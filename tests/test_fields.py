@@ -7,8 +7,9 @@ import pytest
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Distribution, Gauge
+from kvxfer.labelled import LabelledState
 from kvxfer.rows import Row
-from kvxfer.states import CounterState, GaugeState, LabelledState
+from kvxfer.states import CounterState, GaugeState
 from kvxfer.stats import TransferStats
 
 

@@ -20,6 +20,7 @@ LAYERS = (
         "distribution",
         "bulk",
         "states",
+        "labelled",
         "fields",
         "rows",
         "reading",

@@ -5,6 +5,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from list_stats import ListStats
 
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
@@ -99,6 +101,57 @@ def test_stats_without_loss_come_back_equal(name: str) -> None:
     assert loaded is not None
     assert loaded.reduce() == make().reduce()
     assert save_stats(loaded) == saved
+
+
+values = st.sampled_from([-1.0, 0.0, 0.25, 3.0]) | st.floats(0)
+times = st.sampled_from([1, 1, 2, 70, 4096])
+rows = st.tuples(st.just(NixlConnectorStats.record_transfer.name), st.tuples(values, values, values, values), times)
+lone = st.tuples(
+    st.sampled_from([field.name for field in NixlConnectorStats.fields.values() if field.kind == "distribution"]),
+    values,
+    times,
+)
+
+
+def of_rows_and_lone_values(rows: list[Any], lone: list[Any], each: list[Any]) -> NixlConnectorStats:
+    """Stats of rows, of values of one field each, and of as many values of each column."""
+    stats = NixlConnectorStats()
+    for name, row, times in rows:
+        for _ in range(times):
+            getattr(stats, name)(*row)
+    for name, value, times in lone:
+        for _ in range(times):
+            stats.state(name).observe(value)
+    for value in each:
+        for column in stats.rows["record_transfer"].columns:
+            stats.state(column.name).observe(value)
+    return stats
+
+
+@settings(deadline=None)
+@given(st.lists(rows, max_size=3), st.lists(lone, max_size=3), st.lists(values, max_size=3))
+def test_stats_of_rows_and_of_lone_values_come_back_equal(rows: list[Any], lone: list[Any], each: list[Any]) -> None:
+    stats = of_rows_and_lone_values(rows, lone, each)
+    for part in (stats.copy(), stats.drain()):
+        saved = save_stats(part)
+        assert saved is not None
+        assert load_stats("NixlConnector", saved) == part
+
+
+def test_columns_without_rates_are_saved_with_an_empty_list_of_them_and_all_else_as_it_is() -> None:
+    assert len(nixl(2).to_dict()["transfer_rate"]) == 1
+    lone = of_rows_and_lone_values([], [], [1.0])
+    assert lone.to_dict()["transfer_rate"] == []
+    assert "transfer_rate" not in lone.to_packed()
+    assert NixlConnectorStats(lone.to_packed()) == lone
+    uneven = of_rows_and_lone_values([], [("post_duration", 1.0, 1)], [1.0])
+    assert "transfer_rate" not in uneven.to_dict()
+
+
+def test_lists_without_rates_are_rows_that_have_some() -> None:
+    payload = {name: values for name, values in nixl(3).to_dict().items() if name != "transfer_rate"}
+    assert NixlConnectorStats(payload) == nixl(3)
+    assert NixlConnectorStats(payload).data["transfer_rate"].count == 2
 
 
 @pytest.mark.parametrize("name", [name for name in STATS if "histograms" not in name])

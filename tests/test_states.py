@@ -1,4 +1,4 @@
-"""Counters, gauges and labelled fields: what they hold, how two become one, and what they refuse."""
+"""Counters and gauges: what they hold, how two become one, and what they refuse."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvxfer.errors import StatsError
-from kvxfer.states import MAX_LABEL_SETS, CounterState, GaugeState, LabelledState
+from kvxfer.states import CounterState, GaugeState
 
 # What nobody counts: none of it may raise where it is recorded.
 ODD: list[Any] = [math.nan, math.inf, -math.inf, -1, -1e-9, 2.0**60, 10**400, True, "3", None, [1], Decimal(1), 1j]
@@ -135,64 +135,3 @@ def test_a_payload_of_a_gauge_is_its_reading_or_a_list_whose_last_one_counts() -
 def test_an_unknown_rule_is_said() -> None:
     with pytest.raises(StatsError, match=r"expected merge=last\|max\|min\|sum, got 'mean'"):
         GaugeState("mean")
-
-
-# --- label sets
-
-
-def labelled(**counts: int) -> LabelledState:
-    made = LabelledState(CounterState, 1)
-    for label, count in counts.items():
-        made.labels(label).add(count)
-    made.fold()
-    return made
-
-
-def test_label_sets_merge_one_by_one_and_leave_the_other_as_it_was() -> None:
-    made, other = labelled(a=1, b=2), labelled(b=3, c=4)
-    made.merge(other)
-    assert made.to_value() == {("a",): 1, ("b",): 5, ("c",): 4}
-    made.labels("c").add(1)
-    assert other.to_value() == {("b",): 3, ("c",): 4}
-
-
-def test_a_label_set_that_was_only_asked_for_holds_nothing() -> None:
-    asked = labelled(a=1)
-    asked.labels("b")
-    assert asked.to_value() == {("a",): 1}
-    assert asked == labelled(a=1)
-    assert labelled(b=0).is_empty
-
-
-def test_who_kept_a_label_set_goes_on_with_it_after_all_was_taken() -> None:
-    made = labelled(a=1)
-    kept = made.labels("a")
-    taken = made.drain()
-    kept.add(5)
-    made.fold()
-    assert (taken.to_value(), made.to_value()) == ({("a",): 1}, {("a",): 5})
-
-
-def test_label_sets_beyond_the_bound_are_counted_together_however_they_come() -> None:
-    one = labelled(**{f"x{number}": 1 for number in range(80)})
-    other = labelled(**{f"y{number}": 1 for number in range(80)})
-    one.merge(other)
-    values = one.to_value()
-    assert len(values) == MAX_LABEL_SETS + 1
-    assert sum(values.values()) == 160
-    assert values["other",] == 60
-
-
-@pytest.mark.parametrize("values", [(), ("a", "b"), (1,), (None,)])
-def test_labels_that_are_not_as_declared_are_said(values: tuple[Any, ...]) -> None:
-    with pytest.raises(StatsError, match="expected 1 label values of type str, got "):
-        LabelledState(CounterState, 1).labels(*values)
-
-
-def test_a_payload_per_label_set_is_given_back() -> None:
-    made = LabelledState(CounterState, 1)
-    made.load(labelled(a=1, b=2).to_packed())
-    made.load({"b": 3})
-    assert made == labelled(a=1, b=5)
-    with pytest.raises(StatsError, match="expected a payload per label set, got int"):
-        made.load(3)

@@ -10,7 +10,8 @@ from kvxfer import Counter, Distribution, Gauge, Row, TransferStats
 from kvxfer.area import SharedPending
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.errors import StatsError
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState
+from kvxfer.labelled import MAX_LABEL_SETS
+from kvxfer.states import MAX_LABEL, CounterState
 from kvxfer.stats import MAX_CARRIED
 
 
@@ -175,9 +176,24 @@ def test_a_label_cannot_fill_the_memory() -> None:
     assert children["other", "other"].to_value() == 50
 
 
-def test_a_wrong_number_of_labels_is_said() -> None:
-    with pytest.raises(StatsError, match="expected 2 label values of type str"):
-        PageStats().num_operations.labels("load")
+def test_what_is_observed_under_labels_that_are_none_travels_as_other_and_the_mistake_is_counted() -> None:
+    stats = PageStats()
+    stats.num_operations.labels("load").add(3)
+    part = PageStats(stats.drain().to_packed())
+    assert part.to_dict() == {"num_operations": {("other", "other"): 3}, "rejected_observations": 1}
+    assert stats.is_empty()
+    stats.num_operations.labels("load")
+    assert not stats.is_empty()
+    assert stats.copy().aggregate(part).num_rejected() == 2
+    with pytest.raises(StatsError, match=r"expected 2 label values .*, got .* - at `PageStats.num_operations`"):
+        PageStats({"num_operations": {("load",): 3}})
+
+
+def test_a_forked_child_reports_no_mistake_of_its_parent() -> None:
+    stats = PageStats()
+    stats.num_operations.labels("load")
+    stats.renew()
+    assert stats.is_empty()
 
 
 def test_a_field_that_only_a_newer_worker_knows_is_carried_on() -> None:

@@ -10,8 +10,9 @@ from kvxfer.connectors.base import Connector
 from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
+from kvxfer.labelled import MAX_LABEL_SETS, LabelledState
 from kvxfer.reading import describe, exact_values
-from kvxfer.states import MAX_LABEL, MAX_LABEL_SETS, CounterState, GaugeState, LabelledState, as_number, halves_of
+from kvxfer.states import MAX_LABEL, CounterState, GaugeState, as_number, halves_of
 from kvxfer.wire import encode_payload
 
 MAX_METRICS: Final = 256
@@ -84,7 +85,7 @@ class OffloadingConnectorStats(KVConnectorStats):
             if state is None:
                 self._reject(1)
             else:
-                state.labels(*key).load(value)
+                state.child(key).load(value)
                 self._reject(state.drain_rejected())
 
     def _reject(self, number: int) -> None:
