@@ -16,7 +16,7 @@ from kvxfer.stats import KVConnectorStats
 from kvxfer.wire import UNREADABLE, Source, decode_payload, encode_payload, plain
 
 
-class Batch(NamedTuple):
+class TakenFrames(NamedTuple):
     """Frames that were taken at one time (Unix seconds of the collector)."""
 
     now: float
