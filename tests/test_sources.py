@@ -101,7 +101,7 @@ def test_what_comes_late_of_a_source_taken_for_gone_is_counted_once_and_is_lost_
     assert (states(made, 711.0), total(made, 711.0)) == ((1, 0, 0), 4)
 
 
-def test_a_source_that_was_gone_and_forgotten_counts_as_a_new_one_and_loses_nothing() -> None:
+def test_a_source_that_was_gone_and_forgotten_and_comes_back_loses_nothing() -> None:
     made = Aggregator(CollectorConfig(silent_seconds=30.0, gone_seconds=600.0, max_sources=1), 0.0)
     made.feed(report(1, source()), 0.0)
     made.close_interval(600.0)
