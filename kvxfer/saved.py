@@ -71,6 +71,7 @@ class SavedSource(msgspec.Struct, array_like=True):
     stats: dict[str, msgspec.Raw]
     totals: dict[str, msgspec.Raw]
     num_ranks: int = 1
+    period: float = 0.0
 
 
 class SavedState(msgspec.Struct, array_like=True):

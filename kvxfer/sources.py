@@ -22,6 +22,11 @@ MAX_STRANGERS: Final = 4096
 """Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""
 
 
+PERIODS: Final = 3
+"""A source that reports seldom, a collector with long intervals, is silent after so many of its periods."""
+
+MAX_PERIOD_SECONDS: Final = 3600.0
+
 SOURCE_BYTES: Final = 1024
 """Bytes of a source on the wire, on average over those that are known; with its labels one has some hundred."""
 
@@ -52,6 +57,7 @@ class KnownSource:
         "lost",
         "num_ranks",
         "open",
+        "period",
         "source",
         "taken",
         "totals",
@@ -69,6 +75,8 @@ class KnownSource:
         self.last_seen = now
         self.final_seq: int | None = None
         self.lost = 0
+        self.period = 0.0
+        """Seconds that its last report covers, as far as they are believed: so long it may have nothing to tell."""
         self.num_ranks = 1
         """How many publishers it speaks for: more than one where it is a collector that relays."""
 
@@ -98,6 +106,7 @@ class KnownSource:
             {},
             {},
             self.num_ranks,
+            self.period,
         )
 
     @classmethod
@@ -106,7 +115,7 @@ class KnownSource:
         known = cls(decode_source(saved.encoded), saved.encoded, now)
         known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
         known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
-        known.num_ranks = saved.num_ranks
+        known.num_ranks, known.period = saved.num_ranks, saved.period
         for held, parts in ((known.open, saved.stats), (known.totals, saved.totals)):
             loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
             held |= {connector: Sum(stats) for connector, stats in loaded.items() if stats is not None}
@@ -199,6 +208,8 @@ class Sources:
         """Take the number of a report; False if it was taken before. Either way its publisher is told."""
         new = known.taken.take(report.seq, report.oldest)
         known.last_seen = now
+        if new:
+            known.period = max(0.0, min(report.end - report.start, MAX_PERIOD_SECONDS))
         if known.is_gone and new and report.seq > (known.final_seq or 0):  # it was only thought to be gone
             known.final_seq = None
             self._gone.pop(known.encoded, None)
@@ -247,7 +258,7 @@ class Sources:
         """Whether a source lives."""
         if known.is_gone:
             return SourceState.GONE
-        silent = now - known.last_seen >= self._config.silent_seconds
+        silent = now - known.last_seen >= max(self._config.silent_seconds, PERIODS * known.period)
         return SourceState.SILENT if silent else SourceState.LIVE
 
     def count_states(self, now: float) -> dict[str, int]:
@@ -269,7 +280,11 @@ class Sources:
         """Those of whom nothing was heard for so long, and who are not gone."""
         # Looks at each, three times an interval: 4 ms for 100,000.
         return [
-            known for known in self.by_bytes.values() if now - known.last_seen >= seconds and known.final_seq is None
+            known
+            for known in self.by_bytes.values()
+            if now - known.last_seen >= seconds
+            and known.final_seq is None
+            and now - known.last_seen >= PERIODS * known.period
         ]
 
     # --- acknowledging
