@@ -5,8 +5,12 @@ No socket, no clock, no thread; who is forgotten, and when, is the affair of `so
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Final
 
 from kvxfer.saved import SavedSource
+
+MAX_FORGOTTEN: Final = 16_384
+"""A state of 2 MB more, which is written with each interval; who comes back does so soon."""
 
 
 class Forgotten:
@@ -39,8 +43,8 @@ class Forgotten:
         return numbers
 
     def shrink(self, most: int, most_bytes: int) -> None:
-        """Remember at most so many, of so many bytes; the oldest go first."""
-        while len(self._by_bytes) > most or self._num_bytes > most_bytes:
+        """Remember at most so many, and `MAX_FORGOTTEN`, of so many bytes; the oldest go first."""
+        while len(self._by_bytes) > min(most, MAX_FORGOTTEN) or self._num_bytes > most_bytes:
             encoded, _ = self._by_bytes.popitem(last=False)
             self._num_bytes -= len(encoded)
 

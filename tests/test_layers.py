@@ -12,7 +12,7 @@ import kvxfer
 
 PACKAGE = Path(kvxfer.__file__).parent
 LAYERS = (
-    ("errors", "units", "unbroken"),
+    ("errors", "units"),
     (
         "buckets",
         "histogram",
