@@ -32,12 +32,16 @@ def add_described(
     stats: OffloadingConnectorStats,
     ours: Mapping[str, str],
     theirs: Mapping[str, str],
-    prefix: str | None,
+    *,
+    prefix: str,
+    names: str,
 ) -> None:
-    """Add all that the stats hold; ``prefix``: of kvxfer's names, None for vLLM's."""
+    """Add all that the stats hold; ``prefix``: of kvxfer's names; ``names`` "vllm": those of vLLM instead."""
     for name, state in stats.data["data"].items():
         kind = _KINDS[stats.data["types"][name]]
-        family = _vllm_family(name, kind) if prefix is None else _family(prefix, stats.prefix, name, kind)
+        # A worker chooses the name: none but vLLM's may stand without our prefix.
+        is_theirs = names == "vllm" and name.startswith("vllm:")
+        family = _vllm_family(name, kind) if is_theirs else _family(prefix, stats.prefix, name, kind)
         for values, child in list(state.children.items()):
             value = child.to_value() if not isinstance(child, DistributionState) else child
             if value is not None:
@@ -48,7 +52,9 @@ def add_described(
             known = {str(fact): str(value) for fact, value in facts.items() if isinstance(value, str | int | float)}
             bare = valid_name(name.removeprefix(f"{stats.prefix}_")).removesuffix("_info")
             family = Family(
-                f"{prefix or 'vllm:kv_offload'}_{bare}", Kind.INFO, "Facts that workers told of themselves."
+                f"{'vllm:kv_offload' if names == 'vllm' else prefix}_{bare}",
+                Kind.INFO,
+                "Facts that workers told of themselves.",
             )
             families.add(family, labels_of(ours, {**theirs, **known}), 1)
 

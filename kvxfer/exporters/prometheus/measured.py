@@ -81,8 +81,7 @@ def _add(families: Families, measuring: Measuring, stats: KVConnectorStats) -> N
     if isinstance(stats, TransferStats):
         _add_declared(families, measuring, prefix, stats)
     elif isinstance(stats, OffloadingConnectorStats):
-        named = prefix if measuring.names == "kvxfer" else None
-        add_described(families, stats, measuring.ours, measuring.theirs, named)
+        add_described(families, stats, measuring.ours, measuring.theirs, prefix=prefix, names=measuring.names)
     else:
         add_reduced(families, measuring, stats)
         return
