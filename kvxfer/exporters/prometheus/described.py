@@ -1,7 +1,7 @@
 """What `OffloadingConnectorStats` describe themselves, as series: their names and labels come with the payload."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.distribution import DistributionState
@@ -27,36 +27,40 @@ _LABEL_NAMES: Final = {
 """The payload has the values alone; names that we do not know are ``label_0`` and so on."""
 
 
-def add_described(
-    families: Families,
-    stats: OffloadingConnectorStats,
-    ours: Mapping[str, str],
-    theirs: Mapping[str, str],
-    *,
-    prefix: str,
-    names: str,
-) -> None:
-    """Add all that the stats hold; ``prefix``: of kvxfer's names; ``names`` "vllm": those of vLLM instead."""
+class Told(Protocol):
+    """Whose stats they are: see `measured.Measuring`."""
+
+    ours: dict[str, str]
+    theirs: Mapping[str, str]
+
+    @property
+    def names(self) -> str:
+        """Whose names are wanted."""
+
+    @property
+    def prefix(self) -> str:
+        """What ours begin with."""
+
+
+def add_described(families: Families, told: Told, stats: OffloadingConnectorStats) -> None:
+    """Add all that the stats hold."""
     for name, state in stats.data["data"].items():
         kind = _KINDS[stats.data["types"][name]]
         # A worker chooses the name: none but vLLM's may stand without our prefix.
-        is_theirs = names == "vllm" and name.startswith("vllm:")
-        family = _vllm_family(name, kind) if is_theirs else _family(prefix, stats.prefix, name, kind)
+        is_theirs = told.names == "vllm" and name.startswith("vllm:")
+        family = _vllm_family(name, kind) if is_theirs else _family(told.prefix, stats.prefix, name, kind)
         for values, child in list(state.children.items()):
             value = child.to_value() if not isinstance(child, DistributionState) else child
             if value is not None:
-                labels = labels_of({**ours, **_named(name, values)}, theirs)
+                labels = labels_of({**told.ours, **_named(name, values)}, told.theirs)
                 families.add(family, labels, _measured(value))
     for name, facts in stats.data["info"].items():
         if isinstance(facts, dict):
             known = {str(fact): str(value) for fact, value in facts.items() if isinstance(value, str | int | float)}
             bare = valid_name(name.removeprefix(f"{stats.prefix}_")).removesuffix("_info")
-            family = Family(
-                f"{'vllm:kv_offload' if names == 'vllm' else prefix}_{bare}",
-                Kind.INFO,
-                "Facts that workers told of themselves.",
-            )
-            families.add(family, labels_of(ours, {**theirs, **known}), 1)
+            prefix = "vllm:kv_offload" if told.names == "vllm" else told.prefix
+            family = Family(f"{prefix}_{bare}", Kind.INFO, "Facts that workers told of themselves.")
+            families.add(family, labels_of(told.ours, {**told.theirs, **known}), 1)
 
 
 def _measured(value: Any) -> Any:  # noqa: ANN401 - of any kind

@@ -102,11 +102,11 @@ class Families:
 
     def add(self, family: Family, labels: Labels, value: Value) -> None:
         """Add a series."""
-        series = self.declare(family)
-        if series is None or labels in series or self._num_lines + family.num_lines > MAX_LINES:
+        series, num_lines = self.declare(family), self._num_lines + family.num_lines
+        if series is None or labels in series or num_lines > MAX_LINES:
             self.num_refused += 1
         else:
-            self._num_lines += family.num_lines
+            self._num_lines = num_lines
             series[labels] = value
 
     def declare(self, family: Family) -> dict[Labels, Value] | None:

@@ -6,7 +6,8 @@ series alone.
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeAlias
 
 from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
@@ -31,35 +32,43 @@ Names: TypeAlias = Literal["kvxfer", "vllm"]
 _KINDS: Final = {"distribution": Kind.HISTOGRAM, "counter": Kind.COUNTER, "gauge": Kind.GAUGE}
 
 
-class Measuring(NamedTuple):
+class Measuring:
     """Whose stats are read: the connector's name, our labels and those of the group or source."""
 
-    connector: str
-    ours: Mapping[str, str]
-    theirs: Mapping[str, str]
-    names: Names
-
-    @property
-    def stem(self) -> str:
-        """What its names begin with; connectors that share one class, as NIXL's three do, share it."""
+    def __init__(self, connector: str, ours: Mapping[str, str], theirs: Mapping[str, str], names: Names) -> None:
+        """Find the stem of the names; connectors that share one class, as NIXL's three do, share it."""
         try:
-            bare = str(getattr(KVConnectorFactory.get_connector_class_by_name(self.connector), "__name__", ""))
+            bare = str(getattr(KVConnectorFactory.get_connector_class_by_name(connector), "__name__", ""))
         except KVXferError:
             bare = ""
-        return snake(bare or self.connector)
+        self.connector = connector
+        self.names = names
+        self.stem = snake(bare or connector)
+        self.ours = {"connector": connector, **ours}
+        self.theirs = theirs
+        self.own_labels = labels_of(self.ours, theirs)
+        """Of a field that has no labels."""
 
-    def labels(self, more: Mapping[str, str] | None = None) -> Labels:
+    @property
+    def prefix(self) -> str:
+        """What its names begin with."""
+        return f"kvxfer_{self.stem}"
+
+    def child(self, connector: str) -> "Measuring":
+        """The same for a connector below this one."""
+        ours = {**self.ours, "connector": connector, "parent": self.connector}
+        return Measuring(connector, ours, self.theirs, self.names)
+
+    def labels(self, more: Mapping[str, str]) -> Labels:
         """The labels of a series, with those of its field."""
-        return labels_of({**self.ours, **(more or {})}, self.theirs)
+        return labels_of({**self.ours, **more}, self.theirs) if more else self.own_labels
 
 
 def add_group(families: Families, group: Group, names: Names) -> bool:
     """Add all that a group holds since the beginning; whether its class could be read."""
-    measuring = Measuring(group.connector, {"connector": group.connector}, group.labels, names)
-    family = Family(
-        f"kvxfer_{measuring.stem}_ranks", Kind.GAUGE, "Publishers that have reported and are not forgotten."
-    )
-    families.add(family, measuring.labels(), group.num_ranks)
+    measuring = Measuring(group.connector, {}, group.labels, names)
+    family = Family(f"{measuring.prefix}_ranks", Kind.GAUGE, "Publishers that have reported and are not forgotten.")
+    families.add(family, measuring.own_labels, group.num_ranks)
     return _guarded(families, measuring, group.stats)
 
 
@@ -74,22 +83,20 @@ def _guarded(families: Families, measuring: Measuring, stats: KVConnectorStats) 
 def _add(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:
     if isinstance(stats, MultiKVConnectorStats):
         for child, part in stats.data.items():
-            ours = {"connector": child, "parent": measuring.connector}
-            _add(families, measuring._replace(connector=child, ours=ours), part)
+            _add(families, measuring.child(child), part)
         return
-    prefix = f"kvxfer_{measuring.stem}"
     if isinstance(stats, TransferStats):
-        _add_declared(families, measuring, prefix, stats)
+        _add_declared(families, measuring, stats)
     elif isinstance(stats, OffloadingConnectorStats):
-        add_described(families, stats, measuring.ours, measuring.theirs, prefix=prefix, names=measuring.names)
+        add_described(families, measuring, stats)
     else:
         add_reduced(families, measuring, stats)
         return
-    _add_moved(families, measuring, prefix, stats)
+    _add_moved(families, measuring, stats)
 
 
-def _add_moved(families: Families, measuring: Measuring, prefix: str, stats: KVConnectorStats) -> None:
-    labels, moved = measuring.labels(), stats.moved()
+def _add_moved(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:
+    prefix, labels, moved = measuring.prefix, measuring.own_labels, stats.moved()
     rejected = Family(f"{prefix}_rejected_observations", Kind.COUNTER, "Refused: not finite, negative or no number.")
     families.add(rejected, labels, stats.num_rejected())
     if moved is not None:
@@ -104,9 +111,9 @@ def _add_moved(families: Families, measuring: Measuring, prefix: str, stats: KVC
 # --- declared fields
 
 
-def _add_declared(families: Families, measuring: Measuring, prefix: str, stats: TransferStats) -> None:
+def _add_declared(families: Families, measuring: Measuring, stats: TransferStats) -> None:
     for name, field in stats.fields.items():
-        family = _family_of(field, prefix, measuring)
+        family = _family_of(field, measuring.stem, measuring.names)
         families.declare(family)
         for more, state in _children(field, stats.data.get(name)):
             value = value_of(field.kind, state)
@@ -114,16 +121,17 @@ def _add_declared(families: Families, measuring: Measuring, prefix: str, stats: 
                 families.add(family, measuring.labels(more), value)
     for name, state in stats.data.items():
         if name not in stats.fields and name != "rejected_observations":
-            _add_carried(families, measuring, f"{prefix}_{valid_name(name)}", state)
+            _add_carried(families, measuring, f"{measuring.prefix}_{valid_name(name)}", state)
 
 
-def _family_of(field: Field, prefix: str, measuring: Measuring) -> Family:
+@lru_cache(maxsize=1024)
+def _family_of(field: Field, stem: str, names: Names) -> Family:
     kind, word = _KINDS[field.kind], unit_word(field.unit)
-    theirs = VLLM_NAMES.get(measuring.stem, {}).get(field.name) if measuring.names == "vllm" else None
+    theirs = VLLM_NAMES.get(stem, {}).get(field.name) if names == "vllm" else None
     if theirs is not None:
         return Family(theirs.name, kind, field.help, "", theirs.boundaries, is_native=False)
     boundaries = boundaries_of(field.unit, word) if kind is Kind.HISTOGRAM else ()
-    return Family(f"{prefix}_{field.full_name}", kind, field.help, word, boundaries)
+    return Family(f"kvxfer_{stem}_{field.full_name}", kind, field.help, word, boundaries)
 
 
 def _children(field: Field, state: Any) -> Iterator[tuple[dict[str, str], Any]]:  # noqa: ANN401 - any state
@@ -150,9 +158,9 @@ def _add_carried(families: Families, measuring: Measuring, name: str, state: Any
     about = "A field that this collector does not know."
     if isinstance(state, DistributionState):
         family = Family(name, Kind.HISTOGRAM, about, "", UNKNOWN)
-        families.add(family, measuring.labels(), Measured(state.histogram(), state.sum))
+        families.add(family, measuring.own_labels, Measured(state.histogram(), state.sum))
     elif isinstance(state, CounterState):
-        families.add(Family(name, Kind.COUNTER, about), measuring.labels(), state.value)
+        families.add(Family(name, Kind.COUNTER, about), measuring.own_labels, state.value)
 
 
 # --- stats of other classes
@@ -163,7 +171,7 @@ def add_last(families: Families, group: Group) -> bool:
 
     They are gauges, since nobody knows what their keys mean.
     """
-    measuring = Measuring(group.connector, {"connector": group.connector}, group.labels, "kvxfer")
+    measuring = Measuring(group.connector, {}, group.labels, "kvxfer")
     try:
         if not group.stats.is_bounded():
             add_reduced(families, measuring, group.stats)
@@ -175,8 +183,8 @@ def add_last(families: Families, group: Group) -> bool:
 def add_reduced(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:
     """Add the numbers that a class reduces itself to."""
     for key, number in _numbers(stats.reduce()):
-        family = Family(f"kvxfer_{measuring.stem}_reduced_{valid_name(key.lower())}", Kind.GAUGE, _about(key))
-        families.add(family, measuring.labels(), number)
+        family = Family(f"{measuring.prefix}_reduced_{valid_name(key.lower())}", Kind.GAUGE, _about(key))
+        families.add(family, measuring.own_labels, number)
 
 
 def _about(key: str) -> str:
@@ -199,18 +207,21 @@ def add_source(families: Families, view: SourceView) -> bool:
 
     Their names are not those of the groups, so that a sum over the one counts nothing of the other.
     """
-    ours = {"connector": view.connector, "source": view.source.id, "host": view.source.host}
+    ours = {"source": view.source.id, "host": view.source.host}
     measuring = Measuring(view.connector, ours, view.source.labels, "kvxfer")
     seen = Family("kvxfer_source_last_seen_timestamp_seconds", Kind.GAUGE, "When it was last heard of.", "seconds")
     live = Family("kvxfer_source_live", Kind.GAUGE, "1 where it reports, 0 where it is silent.")
-    families.add(seen, measuring.labels(), view.last_seen)
-    families.add(live, measuring.labels(), int(view.state == "live"))
+    families.add(seen, measuring.own_labels, view.last_seen)
+    families.add(live, measuring.own_labels, int(view.state == "live"))
     try:
         stats = view.stats
-        parts = stats.data.items() if isinstance(stats, MultiKVConnectorStats) else [(view.connector, stats)]
-        for connector, part in parts:
+        if isinstance(stats, MultiKVConnectorStats):
+            parts = [(measuring.child(connector), part) for connector, part in stats.data.items()]
+        else:
+            parts = [(measuring, stats)]
+        for each, part in parts:
             if isinstance(part, TransferStats):
-                _add_source_fields(families, measuring._replace(connector=connector), part)
+                _add_source_fields(families, each, part)
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return False
     return True
@@ -221,11 +232,15 @@ def _add_source_fields(families: Families, measuring: Measuring, stats: Transfer
         state = stats.data.get(name)
         if isinstance(state, LabelledState) or field.labels:
             continue
-        kind = Kind.SUMMARY if field.kind == "distribution" else _KINDS[field.kind]
-        family = Family(f"kvxfer_{measuring.stem}_source_{field.full_name}", kind, field.help, unit_word(field.unit))
         value = _summed(field, state)
         if value is not None:
-            families.add(family, measuring.labels(), value)
+            families.add(_source_family(field, measuring.stem), measuring.own_labels, value)
+
+
+@lru_cache(maxsize=1024)
+def _source_family(field: Field, stem: str) -> Family:
+    kind = Kind.SUMMARY if field.kind == "distribution" else _KINDS[field.kind]
+    return Family(f"kvxfer_{stem}_source_{field.full_name}", kind, field.help, unit_word(field.unit))
 
 
 def _summed(field: Field, state: DistributionState | CounterState | GaugeState | None) -> Value | None:

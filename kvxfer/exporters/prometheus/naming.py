@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import blake2s
 from typing import Final
 
@@ -18,6 +19,7 @@ MAX_LABELS: Final = 32
 _RESERVED: Final = ("le", "quantile")
 
 
+@lru_cache(maxsize=256)
 def snake(connector: str) -> str:
     """``NixlPullConnector`` -> ``nixl_pull``."""
     bare = connector.removesuffix("Connector") or connector
@@ -52,6 +54,7 @@ def labels_of(ours: Mapping[str, str], theirs: Mapping[str, str]) -> Labels:
     return tuple(found.items())
 
 
+@lru_cache(maxsize=256)
 def _label_name(name: str) -> str:
     valid = re.sub(r"[^a-zA-Z0-9_]", "_", name)[:MAX_NAME]
     is_free = valid and not valid[0].isdigit() and not valid.startswith("__") and valid not in _RESERVED
@@ -60,7 +63,7 @@ def _label_name(name: str) -> str:
 
 def _bounded(value: str) -> str:
     # No format carries half a surrogate pair.
-    text = value.encode(errors="replace").decode()
+    text = value if value.isascii() else value.encode(errors="replace").decode()
     if len(text) <= MAX_VALUE:
         return text
     return f"{text[: MAX_VALUE - 17]}~{blake2s(text.encode(), digest_size=8).hexdigest()}"

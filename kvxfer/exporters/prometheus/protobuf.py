@@ -4,11 +4,12 @@ The fields are those of Prometheus' ``metrics.proto``. A native histogram of sch
 in, each index one higher: its bucket ``i`` ends at ``2**(i/32)``, ours begins there. Nothing is lost between the two.
 """
 
-from collections.abc import Iterable
+from functools import lru_cache
 from struct import Struct
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kvxfer.buckets import SCALE, SMALLEST
 from kvxfer.exporters.prometheus.classic import cumulative
@@ -58,26 +59,36 @@ def _value(family: Family, value: Value) -> bytes:
 
 def _classic(family: Family, value: Measured) -> bytes:
     counts = cumulative(value.histogram, family.boundaries)
-    pairs = zip(counts, family.boundaries, strict=True)
-    return b"".join(_bytes(3, _int(1, count) + _float(2, boundary)) for count, boundary in pairs)
+    pairs = zip(counts, _bounds(family.boundaries), strict=True)
+    return b"".join([_bytes(3, _int(1, count) + bound) for count, bound in pairs])
+
+
+@lru_cache(maxsize=64)
+def _bounds(boundaries: tuple[float, ...]) -> tuple[bytes, ...]:
+    return tuple(_float(2, boundary) for boundary in boundaries)
+
+
+_WIDEST_GAP: Final = 2
+"""Empty buckets within a span, as in Prometheus' own clients: they take less than another span."""
 
 
 def _native(histogram: Histogram) -> bytes:
-    """Schema, zero bucket, and runs of buckets that are not empty: spans, and each count less the one before."""
-    filled = np.flatnonzero(histogram.counts)
+    """Schema, zero bucket, and runs of buckets: spans, and each count less the one before."""
     head = _int(5, _zigzag(SCHEMA)) + _float(6, ZERO_THRESHOLD) + _int(7, histogram.zeros)
+    filled = np.flatnonzero(histogram.counts)
     if not filled.size:
         return head
-    breaks = np.flatnonzero(np.diff(filled) > 1) + 1
-    starts = filled[np.concatenate(([0], breaks))]
-    lengths = np.diff(np.concatenate(([0], breaks, [filled.size])))
-    ends = starts + lengths
+    breaks = np.flatnonzero(filled[1:] - filled[:-1] > _WIDEST_GAP + 1)
+    starts = filled[np.concatenate(([0], breaks + 1))]
+    ends = filled[np.concatenate((breaks, [filled.size - 1]))] + 1
     # The first offset is an index, the others are the empty buckets since the span before.
     offsets = starts - np.concatenate(([-histogram.offset - 1], ends[:-1]))
-    deltas = np.diff(histogram.counts[filled], prepend=0)
-    pairs = zip(offsets.tolist(), lengths.tolist(), strict=True)
-    spans = b"".join(_bytes(12, _int(1, _zigzag(offset)) + _int(2, length)) for offset, length in pairs)
-    return head + spans + _bytes(13, _varints(map(_zigzag, deltas.tolist())))
+    pairs = zip(offsets.tolist(), (ends - starts).tolist(), strict=True)
+    spans = b"".join([_bytes(12, _int(1, _zigzag(offset)) + _int(2, length)) for offset, length in pairs])
+    runs = zip(starts.tolist(), ends.tolist(), strict=True)
+    counts = np.concatenate([histogram.counts[start:end] for start, end in runs])
+    counts[1:] -= counts[:-1].copy()
+    return head + spans + _bytes(13, _packed(counts))
 
 
 # --- the encoding
@@ -87,23 +98,35 @@ def _zigzag(number: int) -> int:
     return number << 1 if number >= 0 else (-number << 1) - 1
 
 
+_SMALL: Final = tuple(bytes((number,)) for number in range(_MORE))
+
+
 def _varint(number: int) -> bytes:
-    return _varints((number,))
-
-
-def _varints(numbers: Iterable[int]) -> bytes:
-    encoded = bytearray()
-    for number in numbers:
-        rest = number
-        while rest >= _MORE:
-            encoded.append(rest & 0x7F | _MORE)
-            rest >>= 7
-        encoded.append(rest)
+    if number < _MORE:
+        return _SMALL[number]
+    encoded, rest = bytearray(), number
+    while rest >= _MORE:
+        encoded.append(rest & 0x7F | _MORE)
+        rest >>= 7
+    encoded.append(rest)
     return bytes(encoded)
 
 
+def _packed(numbers: NDArray[np.int64]) -> bytes:
+    """Numbers as zigzag varints, a byte of all of them at a time."""
+    rest = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
+    columns, used = [], [np.ones(rest.size, bool)]
+    while used[-1].any():
+        columns.append((rest & np.uint64(0x7F)).astype(np.uint8))
+        rest = rest >> np.uint64(7)
+        used.append(rest > 0)
+        columns[-1] |= used[-1].astype(np.uint8) << np.uint8(7)
+    encoded: bytes = np.stack(columns, axis=1)[np.stack(used[:-1], axis=1)].tobytes()
+    return encoded
+
+
 def _int(field: int, number: int) -> bytes:
-    return _varints((field << 3 | _VARINT, number))
+    return _varint(field << 3 | _VARINT) + _varint(number)
 
 
 def _float(field: int, number: float) -> bytes:
@@ -111,7 +134,7 @@ def _float(field: int, number: float) -> bytes:
 
 
 def _bytes(field: int, content: bytes) -> bytes:
-    return _varints((field << 3 | _BYTES, len(content))) + content
+    return _varint(field << 3 | _BYTES) + _varint(len(content)) + content
 
 
 def _text(field: int, text: str) -> bytes:
