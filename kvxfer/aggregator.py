@@ -14,7 +14,7 @@ from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import ConfigError, JournalError, KVXferError, PeerError, UnknownConnectorError
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline
-from kvxfer.opening import cause_of, class_of_somebody_else, open_stats
+from kvxfer.opening import cause_of, class_of_somebody_else, empty_stats, open_stats
 from kvxfer.packed import PackedReport, in_parts, open_all
 from kvxfer.saved import (
     AT_ONCE,
@@ -186,11 +186,11 @@ class Aggregator:
 
     def _add(self, connector: str, known: KnownSource, part: KVConnectorStats | PackedReport) -> None:
         self._rejected_observations = min(self._rejected_observations + part.num_rejected(), _MOST)
+        group = known.groups.get(connector)
+        if group is None:  # that it is in use is known before it observes anything
+            group = known.groups[connector] = self._groups.of(known.source, connector)
         if part.is_empty():
             return
-        group = known.groups.get(connector)
-        if group is None:
-            group = known.groups[connector] = self._groups.of(known.source, connector)
         group.ranks.add(known.encoded)  # the one object that is kept anyway
         group.open.add(part)
         view = self._views.of(known, connector, self.sources.num_departed)
@@ -238,30 +238,26 @@ class Aggregator:
             self.due += ended * self._config.interval_seconds
         return interval
 
-    def snapshot(self, now: float) -> Interval:
-        """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out."""
-        groups = (
-            (key, self._sum(group.totals, group.open).stats, self.sources.num_ranks(group.total_ranks | group.ranks))
-            for key, group in self._groups.by_key.items()
-        )
-        views = ClosedViews(
-            [
-                self._seen(known, place.connector, self._sum(*known.sums(place.connector)), now)
-                for place, known in self._views.known.items()
-            ]
-        )
-        return Interval(
-            self._begin,
-            now,
-            tuple(
-                Group(key.connector, self._groups.labels(key), total, num_ranks)
-                for key, total, num_ranks in groups
-                if total is not None
-            ),
-            views,
-            self.pipeline(now),
-            self.sources.silent(now),
-        )
+    def snapshot(self, now: float, *, sources: bool = True) -> Interval:
+        """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out.
+
+        ``sources``: with what each source reported by itself.
+        """
+        by_key = self._groups.by_key
+        sums = {key: self._sum(group.totals, group.open) for key, group in by_key.items()}
+        add_up(sums.values())  # together, which costs a tenth
+        groups = [
+            Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(ranks))
+            for key, total in sums.items()
+            for ranks in [by_key[key].total_ranks | by_key[key].ranks]
+            if (stats := empty_stats(key.connector) if total.stats is None else total.stats) is not None
+        ]
+        views = [
+            self._seen(known, place.connector, self._sum(*known.sums(place.connector)), now)
+            for place, known in (self._views.known.items() if sources else ())
+        ]
+        pipeline, silent = self.pipeline(now), self.sources.silent(now)
+        return Interval(self._begin, now, tuple(groups), ClosedViews(views), pipeline, silent)
 
     def _seen(self, known: KnownSource, connector: str, held: Sum, now: float) -> Seen:
         state = self.sources.state(known, now).value

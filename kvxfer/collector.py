@@ -18,7 +18,7 @@ from kvxfer.commits import Commits
 from kvxfer.config import CollectorConfig, default_endpoint, private_endpoint
 from kvxfer.delivering import Delivering
 from kvxfer.errors import ConfigError, EndpointError, KVXferError
-from kvxfer.exporting import Exporting
+from kvxfer.exporting import Exporting, Health
 from kvxfer.interval import Exporter, Interval, Pipeline
 from kvxfer.left import LeftFiles
 from kvxfer.transport import CollectorKeys, CollectorSockets, PublisherKeys, check_endpoint, check_exposure
@@ -88,10 +88,16 @@ class Collector:
         self._pid = os.getpid()
         self._looping = False
         self._finished = threading.Event()
+        self._last_poll = time.monotonic()
+        self._num_closed, self._closing_seconds = 0, 0.0
 
     def __repr__(self) -> str:
         """Give endpoint and counts."""
         return f"<Collector {self.endpoint} {self._aggregator}>"
+
+    def add_exporter(self, exporter: Exporter) -> None:
+        """Give an exporter each interval that closes from now on, as those that it was made with."""
+        self._exporters.append(Exporting(exporter))
 
     # --- three ways to run
 
@@ -144,6 +150,7 @@ class Collector:
         """
         self._take(self._sockets.drain(max(0.0, min(timeout, self._seconds_left()))))
         now = self._clock.now()
+        self._last_poll = time.monotonic()
         if now >= self._next_look:
             self._next_look = now + _LOOK_SECONDS
             self._take_over(now)
@@ -151,6 +158,8 @@ class Collector:
             self._commits.finish()
         with self._lock:
             intervals = self._aggregator.tick(now)
+        self._num_closed += len(intervals)
+        self._closing_seconds += (time.monotonic() - self._last_poll) * len(intervals)
         for interval in intervals:
             self._commits.close_interval(self._whole(interval), now)
         was_writing = self._commits.is_writing
@@ -288,11 +297,26 @@ class Collector:
         with self._lock:
             return self._completed(self._aggregator.pipeline(self._clock.now()))
 
-    def snapshot(self) -> Interval:
-        """All that was taken since this collector, or the first of its journal, started, as an interval of copies."""
+    def snapshot(self, *, sources: bool = True) -> Interval:
+        """All that was taken since this collector, or the first of its journal, started, as an interval of copies.
+
+        ``sources``: those of each source by itself too, which are nearly all of its cost where there are many.
+        """
         with self._lock:
-            snapshot = self._aggregator.snapshot(self._clock.now())
+            snapshot = self._aggregator.snapshot(self._clock.now(), sources=sources)
         return self._whole(snapshot)
+
+    def health(self) -> Health:
+        """How this process does, from any thread."""
+        has_journal = self.config.journal is not None
+        return Health(
+            loop_age_seconds=time.monotonic() - self._last_poll,
+            has_journal=has_journal,
+            is_journal_behind=has_journal and not self._commits.is_durable,
+            intervals_closed=self._num_closed,
+            closing_seconds=self._closing_seconds,
+            exporters=tuple(exporter.health() for exporter in self._exporters),
+        )
 
 
 def _upstream(config: CollectorConfig, endpoint: str) -> Delivering | None:

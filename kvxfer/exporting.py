@@ -9,12 +9,40 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from kvxfer.interval import Exporter, Interval
 
 logger = logging.getLogger("kvxfer")
 
 MAX_WAITING: Final = 8
 """Intervals that wait for an exporter: more than a minute of them. One more is not exported there, and counted."""
+
+
+class ExporterHealth(msgspec.Struct, frozen=True):
+    """How an exporter does: intervals that it took or failed at, seconds of them all, how many wait for it."""
+
+    name: str
+    exported: int
+    seconds: float
+    waiting: int
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How the process of a collector does; of this process alone, so that its counts begin anew with it."""
+
+    loop_age_seconds: float
+    """Since its loop last ran."""
+
+    has_journal: bool
+    is_journal_behind: bool
+    """There is to be a journal, and what was taken is not in it, since it cannot be written."""
+
+    intervals_closed: int
+    closing_seconds: float
+    """What closing those took, with the lock of the aggregator held."""
+
+    exporters: tuple[ExporterHealth, ...]
 
 
 class Exporting:
@@ -28,6 +56,8 @@ class Exporting:
         self._ending = False
         self._warned = False
         self._num_raised = self._num_refused = 0  # each written by one thread alone
+        self._num_exported = 0
+        self._seconds = 0.0
 
     def __repr__(self) -> str:
         """Give exporter and counts."""
@@ -37,6 +67,11 @@ class Exporting:
     def failed(self) -> int:
         """Calls of the exporter that raised, and intervals that it was too slow for."""
         return self._num_raised + self._num_refused
+
+    def health(self) -> ExporterHealth:
+        """How it does."""
+        name = type(self._exporter).__name__
+        return ExporterHealth(name, self._num_exported, self._seconds, self._waiting.qsize())
 
     def export(self, interval: Interval) -> None:
         """Give it an interval, without waiting."""
@@ -72,7 +107,10 @@ class Exporting:
 
     def _run(self) -> None:
         while (interval := self._waiting.get()) is not None:
+            began = time.monotonic()
             self._guarded(partial(self._exporter.export, interval))
+            self._seconds += time.monotonic() - began
+            self._num_exported += 1
             if self._ending and self._waiting.empty():
                 break
         self._guarded(self._exporter.close)

@@ -218,9 +218,12 @@ class History:
             self.close()
             raise
 
-    def intervals(self, start: float, end: float) -> list[bytes]:
-        """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
-        return _intervals(self._connection, self.path, start, end)
+    def intervals(self, start: float, end: float, limit: int = -1) -> list[bytes]:
+        """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`.
+
+        ``limit``: the last so many of them alone.
+        """
+        return _intervals(self._connection, self.path, start, end, limit)
 
     def close(self) -> None:
         """Close the file."""
@@ -261,9 +264,9 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
     return int((pages - free) * size)
 
 
-def _intervals(connection: sqlite3.Connection, path: Path, start: float, end: float) -> list[bytes]:
-    query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end"
-    return _rows(connection, path, query, (start, end))
+def _intervals(connection: sqlite3.Connection, path: Path, start: float, end: float, limit: int = -1) -> list[bytes]:
+    query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end DESC LIMIT ?"
+    return _rows(connection, path, query, (start, end, limit))[::-1]  # SQLite takes -1 for no limit
 
 
 def _rows(connection: sqlite3.Connection, path: Path, query: str, arguments: tuple[Any, ...] = ()) -> list[bytes]:

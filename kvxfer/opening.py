@@ -27,6 +27,15 @@ def open_stats(report: Report) -> KVConnectorStats:
     return stats
 
 
+def empty_stats(connector: str) -> KVConnectorStats | None:
+    """Stats of a connector that hold nothing; None of one that has none, is not registered, or keeps no totals."""
+    try:
+        stats = KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats()
+        return stats if stats is not None and stats.is_bounded() else None
+    except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
+        return None
+
+
 def cause_of(error: KVXferError) -> str:
     """Under which name a refused message is counted."""
     if isinstance(error, PeerError):

@@ -215,15 +215,18 @@ def _with_payloads(parts: Sequence[Any]) -> list[tuple[Any, msgspec.Raw]]:
     return found
 
 
-def decode_interval(saved: bytes) -> Interval:
-    """The interval in a record, without what no class here reads; raises `JournalError`."""
+def decode_interval(saved: bytes, *, sources: bool = True) -> Interval:
+    """The interval in a record, without what no class here reads; raises `JournalError`.
+
+    ``sources``: with what each source reported by itself, nearly all of the cost where there are many.
+    """
     try:
         found = _interval_decoder.decode(saved)
     except UNREADABLE as error:
         message = f"a saved interval cannot be read: {error}"
         raise JournalError(message) from error
     groups = ((group, load_stats(group.connector, group.payload)) for group in found.groups)
-    views = ((view, load_stats(view.connector, view.payload)) for view in found.sources)
+    views = ((view, load_stats(view.connector, view.payload)) for view in (found.sources if sources else ()))
     return Interval(
         found.start,
         found.end,

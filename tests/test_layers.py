@@ -49,7 +49,7 @@ LAYERS = (
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
-    ("exporters",),
+    ("exporters", "web"),
     ("integrations", "workload"),
     ("cli", "__main__"),
 )

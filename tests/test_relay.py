@@ -48,7 +48,8 @@ def report(number: int, seq: int, role: str, count: int) -> bytes:
 
 
 def counts(interval: Interval) -> dict[str, int]:
-    return {each.labels["role"]: each.stats.data["transfer_duration"].count for each in interval.groups}
+    held = (each for each in interval.groups if not each.stats.is_empty())
+    return {each.labels["role"]: each.stats.data["transfer_duration"].count for each in held}
 
 
 class Node:

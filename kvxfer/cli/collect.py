@@ -1,6 +1,7 @@
 """``kvxfer collect``: the collector in the foreground."""
 
 import argparse
+import contextlib
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -8,8 +9,10 @@ from typing import TYPE_CHECKING
 from kvxfer.cli.settings import DAY_SECONDS, NO_JOURNAL, Settings, read_settings
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig, default_endpoint, default_journal
+from kvxfer.errors import KVXferError
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
+from kvxfer.web import WebServer, parse_address
 
 if TYPE_CHECKING:
     from kvxfer.cli.commands import SubParsers
@@ -44,6 +47,15 @@ def add_parser(commands: "SubParsers") -> None:
     parser.add_argument("--upstream-curve", metavar="DIR", help="a worker's keys for the collector of --upstream")
     parser.add_argument("--curve", metavar="DIR", help="keys of `kvxfer keygen`: who has none of them cannot send")
     parser.add_argument("--insecure", action="store_const", const=True, help="bind beyond loopback without keys")
+    parser.add_argument(
+        "--http", metavar="HOST:PORT", help="serve /metrics, /healthz, /readyz and /api/v1; a port alone is on loopback"
+    )
+    parser.add_argument(
+        "--metric-names", metavar="WHOSE", help="of /metrics: kvxfer (default), or vllm's where it has any"
+    )
+    parser.add_argument(
+        "--metrics-per-source", metavar="N", help="series of up to N sources by themselves (default: 0)"
+    )
     parser.add_argument("--config", metavar="FILE", help="a TOML file with these settings")
     parser.set_defaults(run=run)
 
@@ -66,13 +78,31 @@ def run(arguments: argparse.Namespace) -> int:
         curve=settings.curve or None,
         insecure=settings.insecure,
     )
+    if settings.http is not None:
+        parse_address(settings.http)  # what is wrong is said before anything is bound
     collector = Collector(config, exporters)
+    server = _web(settings, collector)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
     logger.info("journal: %s", config.journal or "none, what is collected is in memory alone")
     if config.upstream is not None:
         logger.info("each interval is told to %s", config.upstream)
-    collector.run()
+    if server is not None:
+        logger.info("serving at %s", server.url)
+    with contextlib.nullcontext() if server is None else server:
+        collector.run()
     return 0
+
+
+def _web(settings: Settings, collector: Collector) -> WebServer | None:
+    """What serves it, where that was asked for."""
+    if settings.http is None:
+        return None
+    names, sources = settings.metric_names, settings.metrics_per_source
+    try:
+        return WebServer(collector, settings.http, metric_names=names, sources=sources)
+    except KVXferError:
+        collector.stop()
+        raise
 
 
 def _journal(settings: Settings) -> str | None:

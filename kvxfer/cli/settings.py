@@ -3,12 +3,13 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, get_args
 
 import msgspec
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
+from kvxfer.exporters.prometheus import Names
 
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0
@@ -32,6 +33,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upstream_curve: str | None = None
     curve: str | None = None
     insecure: bool = False
+    http: str | None = None
+    metric_names: Names = "kvxfer"
+    metrics_per_source: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:
@@ -70,6 +74,7 @@ def _converted(name: str, value: Any, where: str) -> Any:  # noqa: ANN401 - any 
     try:
         settings = msgspec.convert({name: value}, Settings, strict=False)
     except msgspec.ValidationError as error:
-        message = f"{where}: {error}, got {value!r}"
+        said = f"expected {' or '.join(get_args(Names))}" if name == "metric_names" else error
+        message = f"{where}: {said}, got {value!r}"
         raise ConfigError(message) from error
     return getattr(settings, name)
