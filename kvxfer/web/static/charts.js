@@ -3,10 +3,12 @@
 import * as format from "./format.js";
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// Steps of an axis of bytes are powers of two, or its numbers would read as 1.86 GiB.
+const BYTE_STEPS = Array.from({ length: 51 }, (_, power) => 2 ** power);
 const PALETTE = ["--accent", "--warn", "--bad", "--good", "--dim"];
 
 export class Chart {
-  constructor(parent, title, note, show, { log = false } = {}) {
+  constructor(parent, title, note, show, { log = false, steps } = {}) {
     this.card = document.createElement("div");
     this.card.className = "card";
     const heading = document.createElement("h3");
@@ -21,6 +23,7 @@ export class Chart {
     this.title = title;
     this.show = show;
     this.log = log;
+    this.steps = steps;
     this.names = [];
     new ResizeObserver(() => this.plot?.setSize(this.size())).observe(this.body);
   }
@@ -59,7 +62,7 @@ export class Chart {
           value: (_, value) => this.show(value),
         })),
       ],
-      axes: [axis, { ...axis, size: 72, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.show(tick))) }],
+      axes: [axis, { ...axis, size: 72, ...(this.steps && { incrs: this.steps }), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.show(tick))) }],
       scales: { y: this.log ? { distr: 3 } : { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.05 : 1] } },
       cursor: { drag: { x: true, y: false } },
     };
@@ -74,7 +77,9 @@ export class Chart {
 
 export function make(parent) {
   return {
-    throughput: new Chart(parent, "Throughput", "wall: over the interval; busy: over summed durations", format.rate),
+    throughput: new Chart(parent, "Throughput", "wall: over the interval; busy: over summed durations", format.rate, {
+      steps: BYTE_STEPS,
+    }),
     latency: new Chart(parent, "Duration", "per interval; of several groups the slowest", format.seconds, { log: true }),
     inFlight: new Chart(parent, "In flight", "mean number of transfers under way", format.count),
     failures: new Chart(parent, "Failures and expiry", "per interval", format.count),

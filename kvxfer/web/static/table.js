@@ -7,9 +7,9 @@ const stateOf = (row) => (row.state === "live" && row.isSlow ? "slow" : row.stat
 
 const COLUMNS = [
   { name: "Rank", text: true, key: (row) => labelsOf(row.who), show: (value) => value },
+  { name: "State", text: true, key: (row) => ORDER[stateOf(row)], show: (_, row) => stateOf(row), state: true },
   { name: "Connector", text: true, key: (row) => row.connector, show: (value) => value },
   { name: "Process", text: true, key: (row) => `${row.who.host}:${row.who.pid}`, show: (value) => value },
-  { name: "State", text: true, key: (row) => ORDER[stateOf(row)], show: (_, row) => stateOf(row), state: true },
   { name: "Transfers/s", key: (row) => row.transfers, show: format.count },
   { name: "Wall", key: (row) => row.wall, show: format.rate },
   { name: "Busy", key: (row) => row.busy, show: format.rate },
@@ -40,7 +40,7 @@ export class Table {
     this.head = table.tHead.rows[0];
     this.body = table.tBodies[0];
     this.note = note;
-    this.sorted = 3;
+    this.sorted = 1;
     this.isDown = false;
     this.rows = [];
     COLUMNS.forEach((column, number) => {
@@ -95,6 +95,7 @@ function rowOf(row) {
     const value = column.key(row);
     cell.textContent = value === null || value === undefined ? "–" : column.show(value, row);
     if (column.text) cell.className = "text";
+    if (column.name === "Rank") cell.title = cell.textContent;
     if (column.state) cell.classList.add(`state-${stateOf(row)}`);
     line.append(cell);
   }
