@@ -1,0 +1,166 @@
+// The page: history from the journal, then what comes by server-sent events. Nothing a worker says becomes markup.
+
+import * as charts from "./charts.js";
+import * as format from "./format.js";
+import { groupName, pointOf, rowsOf, sum } from "./records.js";
+import { Table } from "./table.js";
+
+const MOST_POINTS = 9000; // a day of intervals of ten seconds
+const byId = (id) => document.getElementById(id);
+const state = { records: [], totals: [], chosen: "" };
+const drawn = charts.make(byId("charts"));
+const table = new Table(byId("ranks"), byId("ranks-note"));
+
+function say(what, text) {
+  byId("status").dataset.state = what;
+  byId("status").textContent = text;
+}
+
+function entry(name, value, small, isBad) {
+  const part = document.createElement("div");
+  const term = document.createElement("dt");
+  term.textContent = name;
+  const description = document.createElement("dd");
+  description.textContent = value;
+  if (isBad) description.className = "bad";
+  if (small) {
+    const note = document.createElement("small");
+    note.textContent = small;
+    description.append(note);
+  }
+  part.append(term, description);
+  return part;
+}
+
+// What happened between the last two totals: the numbers of now, before an interval closes.
+function nowOf() {
+  const [before, after] = state.totals.slice(-2);
+  if (!after) return state.records.length ? pointOf(state.records.at(-1), state.chosen) : null;
+  const [old, fresh] = [before, after].map((record) => pointOf(record, state.chosen));
+  const length = Math.max(after.end - before.end, 1e-9);
+  const bytes = fresh.wall * fresh.seconds - old.wall * old.seconds;
+  const busy = fresh.inFlight * fresh.seconds - old.inFlight * old.seconds;
+  return {
+    wall: bytes / length,
+    busy: busy > 0 ? bytes / busy : null,
+    inFlight: busy / length,
+    transfersPerSecond: (fresh.transfers - old.transfers) / length,
+  };
+}
+
+function drawTiles() {
+  const last = state.records.at(-1);
+  const latest = state.totals.at(-1) || last;
+  if (!latest) return;
+  const now = nowOf() || {};
+  const total = pointOf(latest, state.chosen);
+  const point = last ? pointOf(last, state.chosen) : total;
+  const perSecond = now.transfersPerSecond ?? point.transfers / point.seconds;
+  const sources = latest.pipeline.sources;
+  const failed = sum(Object.values(state.totals.length ? total.failures : point.failures));
+  byId("tiles").replaceChildren(
+    entry("Throughput, wall", format.rate(now.wall), "what the pool really moves"),
+    entry("Throughput, busy", format.rate(now.busy), "over summed durations: vLLM's figure"),
+    entry("Transfers/s", format.count(perSecond)),
+    entry("In flight", format.count(now.inFlight), "on average"),
+    entry("P50", format.seconds(point.p50), "of the last interval"),
+    entry("P99", format.seconds(point.p99), "of the last interval"),
+    entry("Failures", format.count(failed), state.totals.length ? "all kinds, in total" : "of the last interval", failed > 0),
+    entry(
+      "Sources",
+      `${sources.live ?? 0} live`,
+      `${sources.silent ?? 0} silent, ${sources.gone ?? 0} gone`,
+      (sources.silent ?? 0) > 0,
+    ),
+  );
+  drawPipeline(latest.pipeline);
+}
+
+function drawPipeline(pipeline) {
+  const parts = [];
+  for (const [name, value] of Object.entries(pipeline)) {
+    const words = name.replaceAll("_", " ");
+    const isGood = name === "reports_received" || name === "reports_duplicate" || name === "sources";
+    if (typeof value === "number") {
+      parts.push(entry(words, value.toLocaleString("en"), "", !isGood && value > 0));
+    } else {
+      const causes = Object.entries(value).filter(([, number]) => number);
+      if (!causes.length) parts.push(entry(words, "0"));
+      for (const [cause, number] of causes) {
+        const isBad = name !== "sources" || cause === "silent";
+        parts.push(entry(`${words}: ${cause.replaceAll("_", " ")}`, number.toLocaleString("en"), "", isBad));
+      }
+    }
+  }
+  byId("pipeline").replaceChildren(...parts);
+}
+
+function drawGroups() {
+  const names = [...new Set(state.records.flatMap((record) => record.groups.map(groupName)))].sort();
+  const select = byId("group");
+  if (select.options.length === names.length + 1) return;
+  const option = (value, text) => Object.assign(document.createElement("option"), { value, textContent: text });
+  select.replaceChildren(option("", "all"), ...names.map((name) => option(name, name)));
+  select.value = state.chosen;
+}
+
+function draw() {
+  const last = state.records.at(-1);
+  drawGroups();
+  drawTiles();
+  const since = Date.now() / 1000 - Number(byId("range").value);
+  charts.draw(drawn, state.records.filter((record) => record.end >= since).map((record) => pointOf(record, state.chosen)));
+  if (last) table.draw(rowsOf(last, state.chosen).map((row) => ({ ...row, now: last.end })));
+}
+
+function add(record) {
+  if (state.records.length && record.end <= state.records.at(-1).end) return;
+  // Only the last one's ranks are shown: a day of all of them would be gigabytes.
+  if (state.records.length) state.records.at(-1).sources = [];
+  state.records.push(record);
+  if (state.records.length > MOST_POINTS) state.records.shift();
+}
+
+async function load() {
+  const since = Date.now() / 1000 - Number(byId("range").value);
+  const answer = await fetch(`api/v1/history?start=${since}`);
+  if (!answer.ok) throw new Error(`history: ${answer.status}`);
+  const { intervals } = await answer.json();
+  const newer = state.records.filter((record) => !intervals.length || record.end > intervals.at(-1).end);
+  state.records = [];
+  for (const record of [...intervals, ...newer]) add(record);
+  draw();
+}
+
+function listen() {
+  const events = new EventSource("events");
+  events.addEventListener("open", () => {
+    say("live", "live");
+    load().catch((error) => say("lost", String(error.message)));
+  });
+  events.addEventListener("interval", (event) => {
+    add(JSON.parse(event.data));
+    draw();
+  });
+  events.addEventListener("totals", (event) => {
+    state.totals = [...state.totals, JSON.parse(event.data)].slice(-2);
+    // A collector without a journal that was started again begins at 0.
+    if (state.totals.length === 2 && state.totals[0].start !== state.totals[1].start) state.totals.shift();
+    drawTiles();
+  });
+  events.addEventListener("error", () => say("lost", "no connection to the collector, trying again"));
+}
+
+byId("group").addEventListener("change", (event) => {
+  state.chosen = event.target.value;
+  draw();
+});
+byId("range").addEventListener("change", () => load().catch((error) => say("lost", String(error.message))));
+byId("theme").addEventListener("click", () => {
+  const isDark = getComputedStyle(document.documentElement).colorScheme === "dark" ||
+    (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);
+  document.documentElement.dataset.theme = isDark ? "light" : "dark";
+  Object.values(drawn).forEach((chart) => chart.recolor());
+  draw();
+});
+listen();
