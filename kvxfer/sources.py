@@ -129,6 +129,7 @@ class Sources:
         self.num_lost = 0
         self.num_departed = 0
         """How often one was taken to be gone."""
+        self._departed: dict[bytes, Source] = {}
         self.wants_commit = False
         """Whether somebody waits for the acknowledgement to end."""
 
@@ -179,6 +180,7 @@ class Sources:
         encoded = next(iter(self._gone))
         del self._gone[encoded]
         self._relays.pop(encoded, None)
+        self._departed.pop(encoded, None)
         self._num_bytes -= len(encoded)
         del self._by_id[self.by_bytes.pop(encoded).source.id]
         self._unacknowledged.pop(encoded, None)
@@ -193,6 +195,7 @@ class Sources:
         if known.is_gone and new and report.seq > (known.final_seq or 0):  # it was only thought to be gone
             known.final_seq = None
             self._gone.pop(known.encoded, None)
+            self._departed.pop(known.encoded, None)
         self.acknowledge(known)
         self._settle(known)
         return new
@@ -210,6 +213,8 @@ class Sources:
         self.wants_commit = True
 
     def _leave(self, known: KnownSource, final_seq: int) -> None:
+        if not known.is_gone:  # a goodbye may come twice
+            self._departed[known.encoded] = known.source
         known.final_seq = final_seq
         self._gone[known.encoded] = None
         self.num_departed += 1
@@ -249,6 +254,11 @@ class Sources:
     def silent(self, now: float) -> tuple[Source, ...]:
         """The sources that were expected to report and did not."""
         return tuple(known.source for known in self._unheard(now, self._config.silent_seconds))
+
+    def absent(self, now: float) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+        """Those that are silent, and those that left since this was last asked, which are taken."""
+        departed, self._departed = self._departed, {}
+        return self.silent(now), tuple(departed.values())
 
     def expire(self, now: float) -> None:
         """Give up those that were not heard of for ``gone_seconds``: killed, or cut off for good."""
