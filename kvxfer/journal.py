@@ -222,6 +222,18 @@ class History:
         """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
         return _intervals(self._connection, self.path, start, end)
 
+    def spans(self) -> list[tuple[float, float, int]]:
+        """Start, end and number of all intervals, in the order of their ends; raises `JournalError`."""
+        try:
+            return self._connection.execute("SELECT start, end, id FROM interval ORDER BY end").fetchall()
+        except sqlite3.Error as error:
+            raise _unreadable(self.path, error) from error
+
+    def saved(self, number: int) -> bytes | None:
+        """The interval of a number, None where it is not there any more; raises `JournalError`."""
+        found = _rows(self._connection, self.path, "SELECT saved FROM interval WHERE id = ?", (number,))
+        return found[0] if found else None
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()

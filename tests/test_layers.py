@@ -49,7 +49,7 @@ LAYERS = (
     ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
     ("exporters",),
-    ("integrations", "workload"),
+    ("integrations", "workload", "records"),
     ("cli", "__main__"),
 )
 STATE_MACHINES = (

@@ -8,10 +8,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from kvxfer.cli import collect, demo, keygen, replay
+from kvxfer.cli import collect, demo, keygen, replay, report
 from kvxfer.errors import KVXferError
 
-_COMMANDS = (collect, demo, replay, keygen)
+_COMMANDS = (collect, report, demo, replay, keygen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
