@@ -33,8 +33,9 @@ def add_parser(commands: "SubParsers") -> None:
         help="a table over a journal or a file of --jsonl, or two of them compared",
         description="Add up the intervals of a collector's journal, also while it runs, or of a file of --jsonl. From "
         "a journal everything adds up exactly, and quantiles are within 1.1 %% of an observed value. From JSON lines "
-        "counts, sums and extremes do; a quantile of several intervals is given as low..high of the intervals, between "
-        "which that of all transfers lies.",
+        "counts, sums and extremes do; a quantile of several intervals is given as low..high, the lowest and the "
+        "highest of the intervals, since there they do not merge. Without --since and --until idle intervals at the "
+        "ends are left out.",
     )
     # Or argparse takes -10m, a time, for a flag.
     parser._negative_number_matcher = re.compile(r"^-\d")
@@ -56,7 +57,7 @@ def add_parser(commands: "SubParsers") -> None:
         metavar="TIME",
         type=_typed(read_warm_up),
         default=WarmUp(),
-        help="leave out the start of the range: seconds, 5m, or 3i (intervals)",
+        help="leave out the start of the run, or of --since: seconds, 5m, or 3i (intervals)",
     )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: table")
     parser.set_defaults(run=run)
@@ -88,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     reports = [_report(path, wanted, by) for path in (arguments.file, arguments.second) if path is not None]
     paint = Painter(is_on=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     if arguments.compare:
-        print(comparison_text(compare(*reports), arguments.format, paint))
+        print(comparison_text(compare(*reports), arguments.format, paint), flush=True)
     else:
-        print(report_text(reports[0], arguments.format, paint))
+        print(report_text(reports[0], arguments.format, paint), flush=True)
     return 0
 
 
@@ -100,12 +101,12 @@ def _report(path: str, wanted: Range, by: Sequence[str]) -> Report:
         chosen = choose(path, records.spans(), wanted)
         if records.is_torn:
             print(f"kvxfer report: {path}: the last line is torn, or being written: it is left out", file=sys.stderr)
-        return _made(records, chosen, by)
+        return _made(records, chosen, by, wanted)
     finally:
         records.close()
 
 
-def _made(records: RecordFile, chosen: Chosen, by: Sequence[str]) -> Report:
+def _made(records: RecordFile, chosen: Chosen, by: Sequence[str], wanted: Range) -> Report:
     before = None if chosen.before is None else records.read(chosen.before)
     progress = Progress(len(chosen.spans), f"intervals of {Path(records.path).name}")
     start = time.monotonic()
@@ -116,7 +117,7 @@ def _made(records: RecordFile, chosen: Chosen, by: Sequence[str]) -> Report:
 
     try:
         pipeline = None if before is None else before.pipeline
-        return make_report(records.path, _read(records, chosen.spans), by, pipeline, tell)
+        return make_report(records.path, _read(records, chosen.spans), by, wanted, pipeline, tell)
     finally:
         progress.clear()
 

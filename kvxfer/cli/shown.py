@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from kvxfer.cli.tables import Cell, Painter, aligned, markdown
+from kvxfer.cli.tables import Cell, Painter, aligned, markdown, marked
 from kvxfer.interval import Pipeline
 from kvxfer.records.change import ESTIMATE_PERCENT, Change, ChangedRow, Comparison
 from kvxfer.records.columns import COLUMNS, Column, digits, flat, kinds_of, shown
@@ -25,7 +25,9 @@ _RATES: Final = (
     "wall: bytes over the seconds covered; busy: bytes over the summed durations of transfers, which overlap"
     " (vLLM's Throughput)"
 )
-_BOUNDS: Final = "low..high: of several intervals of JSON lines; the quantile of all transfers lies between"
+_BOUNDS: Final = (
+    "low..high: the lowest and the highest of the intervals, since quantiles in JSON lines do not merge to one"
+)
 _FAILURES: Final = "num_failures"
 _COLUMNS: Final = {column.key: column for column in COLUMNS}
 
@@ -36,7 +38,8 @@ def report_text(report: Report, form: str, paint: Painter) -> str:
         return _json(report)
     if form == "csv":
         return _csv(flat(report))
-    return "\n".join([_range(report), "", _table(report, _tabled(form, paint)), "", *_remarks(report, form)])
+    head = marked(_range(report)) if form == "markdown" else printable(_range(report))
+    return "\n".join([head, "", _table(report, _tabled(form, paint)), "", *_remarks(report, form)])
 
 
 def comparison_text(comparison: Comparison, form: str, paint: Painter) -> str:
@@ -47,7 +50,7 @@ def comparison_text(comparison: Comparison, form: str, paint: Painter) -> str:
         return _csv([line for row in comparison.rows for line in _flat_changes(row)])
     reports = (comparison.first, comparison.second)
     names = _names(reports)
-    blocks = [_block(comparison, row, names, _tabled(form, paint), paint) for row in comparison.rows]
+    blocks = [_block(comparison, row, names, _tabled(form, paint), _title(form, paint)) for row in comparison.rows]
     return "\n".join(
         [
             *_listed(
@@ -72,6 +75,10 @@ def comparison_text(comparison: Comparison, form: str, paint: Painter) -> str:
             ),
         ]
     )
+
+
+def _title(form: str, paint: Painter) -> Callable[[str], str]:
+    return marked if form == "markdown" else lambda text: paint(printable(text), "bold")
 
 
 def _tabled(form: str, paint: Painter) -> Tabled:
@@ -99,7 +106,7 @@ def _range(report: Report, *, named: bool = True) -> str:
     idle = f", {report.num_idle_intervals} of them idle" if report.num_idle_intervals else ""
     intervals = "1 interval" if report.num_intervals == 1 else f"{report.num_intervals:,} intervals"
     text = f"{clock(report.start)} to {clock(report.end)}, {intervals}{idle}, {report.seconds:,.1f} s covered"
-    return f"{report.file}: {text}" if named else text
+    return f"{report.file}: {text}" if named else f"{', '.join(report.connectors)}, {text}"
 
 
 def _table(report: Report, tabled: Tabled) -> str:
@@ -138,7 +145,7 @@ def pipeline_line(pipeline: Pipeline) -> str:
 
 
 def _listed(lines: Sequence[str], form: str) -> list[str]:
-    return [f"- {line}" for line in lines] if form == "markdown" else list(map(printable, lines))
+    return [f"- {marked(line)}" for line in lines] if form == "markdown" else list(map(printable, lines))
 
 
 def _estimates() -> str:
@@ -160,11 +167,15 @@ def _has_bounds(report: Report) -> bool:
 def _names(reports: Sequence[Report]) -> tuple[str, str]:
     """The names of both files, short where that tells them apart."""
     short = [Path(report.file).name for report in reports]
-    first, second = short if short[0] != short[1] else [report.file for report in reports]
-    return (first, second) if first != second else (f"{first} (1)", f"{second} (2)")
+    first, second = (report.file for report in reports)
+    if first == second:
+        return f"{short[0]} (1)", f"{short[1]} (2)"
+    return (short[0], short[1]) if short[0] != short[1] else (first, second)
 
 
-def _block(comparison: Comparison, row: ChangedRow, names: tuple[str, str], tabled: Tabled, paint: Painter) -> str:
+def _block(
+    comparison: Comparison, row: ChangedRow, names: tuple[str, str], tabled: Tabled, title: Callable[[str], str]
+) -> str:
     labels = ", ".join(f"{name}={value}" for name, value in row.labels.items()) or "all"
     first, second = comparison.first.seconds, comparison.second.seconds
     seconds = [
@@ -176,7 +187,7 @@ def _block(comparison: Comparison, row: ChangedRow, names: tuple[str, str], tabl
     lines = [seconds, *(_line(change, row) for change in row.changes if _is_shown(change))]
     if row.where != "both":
         labels += f" (in {names[row.where == 'second']} alone)"
-    return paint(printable(labels), "bold") + "\n\n" + tabled(["", *names, "change"], lines, [0])
+    return title(labels) + "\n\n" + tabled(["", *names, "change"], lines, [0])
 
 
 def _is_shown(change: Change) -> bool:
@@ -209,7 +220,7 @@ def _shown_change(change: Change, column: Column) -> Cell:
 def _signed(percent: float) -> str:
     """A change with its sign; one of more than ten times as a factor, which is what people say."""
     if percent >= 900:  # noqa: PLR2004 - ten times
-        return f"x {digits(1 + percent / 100)}"
+        return f"x {digits(round(1 + percent / 100, 1))}"
     text = f"{percent:+.1f} %"
     return "0.0 %" if text in ("+0.0 %", "-0.0 %") else text
 

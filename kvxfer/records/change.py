@@ -95,5 +95,3 @@ def _notes(first: Report, second: Report) -> Iterable[str]:
             f"the runs cover {first.seconds:,.1f} s and {second.seconds:,.1f} s:"
             " transfers, bytes and failures are of unequal times"
         )
-    if first.connectors != second.connectors:
-        yield f"of {', '.join(first.connectors)} and of {', '.join(second.connectors)}"

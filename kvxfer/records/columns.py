@@ -82,7 +82,7 @@ def digits(number: float) -> str:
     if float(number).is_integer() or size >= 1000:  # noqa: PLR2004 - four digits are enough
         return f"{number:,.0f}"
     decimals = next((places for limit, places in ((100, 1), (10, 2), (0.1, 3)) if size >= limit), None)
-    return f"{number:.3g}" if decimals is None else f"{number:.{decimals}f}"
+    return f"{number:#.3g}" if decimals is None else f"{number:.{decimals}f}"
 
 
 def kinds_of(failures: dict[str, float]) -> str:

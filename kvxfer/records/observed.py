@@ -1,8 +1,9 @@
 """One interval as it was recorded, in the same form from a journal and from JSON lines; what can be added up of it.
 
 No I/O. A journal holds distributions, which merge. A line of JSON holds what was read off them: count, sum and
-extremes add up exactly, quantiles do not merge. Of several intervals they are therefore bounds: the quantile of all
-transfers lies between the lowest and the highest of the intervals.
+extremes add up exactly, quantiles do not merge. Of several intervals they are therefore bounds, the lowest and the
+highest of the intervals: the quantile of all transfers lies between, to within its neighbouring values. Their mean
+would be no quantile of anything, and hide the interval that had the tail.
 """
 
 from collections.abc import Mapping

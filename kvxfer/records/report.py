@@ -7,8 +7,9 @@ import msgspec
 
 from kvxfer.errors import RecordError
 from kvxfer.interval import Pipeline
+from kvxfer.records.edges import Covered, Edges
 from kvxfer.records.observed import OWN_LABELS, Durations, Observed, Part
-from kvxfer.records.times import clock
+from kvxfer.records.times import WHOLE, Range
 from kvxfer.records.totals import Losses, Totals
 
 CONNECTOR: Final = "connector"
@@ -91,41 +92,36 @@ class Reporting:
 
     Groups are added up where all labels asked for are theirs: nothing is missing there. Where one is a label of the
     sources alone (or is source, host or pid), sources are: a collector keeps the numbers of 1,024 by themselves, and
-    what others moved is in a note.
+    what others moved is in a note. What the pipeline lost is counted over idle intervals at the ends too, since it is
+    often known only when a source has left.
     """
 
-    def __init__(self, file: object, by: Sequence[str], before: Pipeline | None = None) -> None:
+    def __init__(self, file: object, by: Sequence[str], wanted: Range, before: Pipeline | None = None) -> None:
         """Take none yet; ``before`` is what had been counted before the range."""
         self._file = str(file)
         self._by = tuple(dict.fromkeys(by))
         self._groups, self._sources = _Gathered(self._by), _Gathered(self._by)
         self._losses = Losses(before)
-        self._first: Observed | None = None
-        self._end = 0.0
-        self._seconds = 0.0
-        self._num_intervals = self._num_idle = 0
+        self._first_pipeline: Pipeline | None = None
+        self._edges = Edges(wanted)
         self._connectors: dict[str, None] = {}
 
     def add(self, observed: Observed) -> None:
         """Take the next interval."""
-        self._first = self._first or observed
-        self._end = observed.end
-        self._seconds += max(0.0, observed.end - observed.start)
-        self._num_intervals += 1
-        self._num_idle += observed.is_idle
+        if not self._edges.take(observed):
+            self._losses = Losses(observed.pipeline)
+            return
+        self._first_pipeline = self._first_pipeline or observed.pipeline
+        self._losses.add(observed.pipeline)
         self._connectors.update(dict.fromkeys(part.connector for part in observed.groups))
         self._groups.add(observed.groups)
         self._sources.add(observed.sources)
-        self._losses.add(observed.pipeline)
 
     def report(self) -> Report:
         """The report; raises `RecordError` where nothing was reported, or nobody has one of the labels."""
-        if self._first is None:
-            message = f"{self._file}: the intervals of that range have just been removed: name a later one"
-            raise RecordError(message)
-        if self._num_idle == self._num_intervals:
-            times = f"from {clock(self._first.start)} to {clock(self._end)}"
-            message = f"{self._file}: nothing was reported in the {self._num_intervals} intervals {times}"
+        covered = self._edges.covered()
+        if not self._connectors:
+            message = f"{self._file}: nothing was reported in that range, the warm-up left out: name another one"
             raise RecordError(message)
         asked = set(self._by) - {CONNECTOR}
         self._check(asked)
@@ -133,16 +129,16 @@ class Reporting:
         gathered = self._sources if per_source else self._groups
         return Report(
             self._file,
-            self._first.start,
-            self._end,
-            self._seconds,
-            self._num_intervals,
-            self._num_idle,
+            covered.start,
+            covered.end,
+            covered.seconds,
+            covered.num_intervals,
+            covered.num_idle,
             tuple(sorted(self._connectors)),
             self._by,
-            self._rows(gathered),
+            self._rows(gathered, covered.seconds),
             self._losses.total(),
-            tuple(self._notes(per_source=per_source)),
+            tuple(self._notes(covered, per_source=per_source)),
         )
 
     def _check(self, asked: set[str]) -> None:
@@ -154,12 +150,12 @@ class Reporting:
             message = f"{self._file}: nobody has the label {unknown[0]!r} in that range: use {names}"
             raise RecordError(message)
 
-    def _rows(self, gathered: _Gathered) -> tuple[ReportRow, ...]:
+    def _rows(self, gathered: _Gathered, seconds: float) -> tuple[ReportRow, ...]:
         keys = sorted(gathered.totals, key=lambda key: [_order(value) for value in key])
-        return tuple(self._row(gathered, key) for key in keys)
+        return tuple(self._row(gathered, key, seconds) for key in keys)
 
-    def _row(self, gathered: _Gathered, key: tuple[str | None, ...]) -> ReportRow:
-        total, seconds = gathered.totals[key], self._seconds
+    def _row(self, gathered: _Gathered, key: tuple[str | None, ...], seconds: float) -> ReportRow:
+        total = gathered.totals[key]
         durations = total.durations()
         num_bytes, busy = total.num_bytes, total.busy_seconds
         return ReportRow(
@@ -175,15 +171,15 @@ class Reporting:
             max(gathered.ranks[key], len(self._sources.sources.get(key, ()))),
         )
 
-    def _notes(self, *, per_source: bool) -> Iterable[str]:
+    def _notes(self, covered: Covered, *, per_source: bool) -> Iterable[str]:
         missing = self._groups.num_transfers() - self._sources.num_transfers() if per_source else 0
         if missing > 0:
             yield f"{missing:,} transfers of sources whose own numbers were not kept are in no row"
-        first = self._first.pipeline if self._first is not None else None
+        first = self._first_pipeline
         if first is not None and not self._losses.knows_beginning and has_losses(first):
             yield "the file begins here: what the pipeline counted before its first interval is counted too"
-        gap = self._end - (self._first.start if self._first else 0.0) - self._seconds
-        if gap > max(1.0, 0.01 * self._seconds):
+        gap = covered.end - covered.start - covered.seconds
+        if gap > max(1.0, 0.01 * covered.seconds):
             yield f"no collector ran for {gap:,.1f} s of the range: they are not counted as seconds"
 
 
@@ -207,11 +203,12 @@ def make_report(
     file: object,
     observed: Iterable[Observed],
     by: Sequence[str],
+    wanted: Range = WHOLE,
     before: Pipeline | None = None,
     on_progress: Callable[[int], object] = lambda _: None,
 ) -> Report:
     """The report over intervals in their order; see `Reporting`. ``on_progress`` gets the number taken so far."""
-    reporting = Reporting(file, by, before)
+    reporting = Reporting(file, by, wanted, before)
     for number, each in enumerate(observed, 1):
         reporting.add(each)
         on_progress(number)

@@ -31,7 +31,7 @@ class Moment(NamedTuple):
 
 
 class WarmUp(NamedTuple):
-    """What is left out at the start of a range: so many seconds, and so many intervals."""
+    """What is left out at the start of a run: so many seconds, and so many intervals."""
 
     seconds: float = 0.0
     num_intervals: int = 0
@@ -64,11 +64,19 @@ def read_warm_up(text: str) -> WarmUp:
 
 
 class Range(NamedTuple):
-    """The intervals from ``since`` on and until ``until``, without the warm-up; None for no bound."""
+    """The intervals that ended after ``since`` and until ``until``, without the warm-up.
+
+    Where a bound is not given, the range is that of the run: from the first interval in which something was reported,
+    to the last. The warm-up begins there, or at ``since``.
+    """
 
     since: Moment | None = None
     until: Moment | None = None
     warm_up: WarmUp = WarmUp()
+
+
+WHOLE: Final = Range()
+"""All of a run."""
 
 
 class Chosen(NamedTuple):
@@ -79,7 +87,7 @@ class Chosen(NamedTuple):
 
 
 def choose(path: object, spans: Sequence[Span], wanted: Range) -> Chosen:
-    """The intervals that ended in a range, the warm-up taken off; raises `RecordError` where there are none."""
+    """The intervals that ended in a range, the warm-up among them; raises `RecordError` where there are none."""
     if not spans:
         message = f"{path}: holds no interval yet: one is written when it ends"
         raise RecordError(message)
@@ -88,10 +96,6 @@ def choose(path: object, spans: Sequence[Span], wanted: Range) -> Chosen:
     until = last.end if wanted.until is None else wanted.until.at(last.end)
     begin = next((number for number, span in enumerate(spans) if since < span.end <= until), len(spans))
     end = next((number for number in range(begin, len(spans)) if spans[number].end > until), len(spans))
-    if begin < end:
-        ready = spans[begin].start + wanted.warm_up.seconds
-        begin += wanted.warm_up.num_intervals
-        begin = next((number for number in range(begin, end) if spans[number].start >= ready), end)
     if begin >= end:
         message = (
             f"{path}: no interval ended in that range: it holds {len(spans)}, from {clock(first.start)}"
