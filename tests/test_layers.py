@@ -45,6 +45,7 @@ LAYERS = (
         "relay",
         "aggregator",
         "reporting",
+        "watching",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
@@ -66,6 +67,7 @@ STATE_MACHINES = (
     "interval",
     "saved",
     "reporting",
+    "watching",
 )
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}
 EXTRAS = {"nixl_cu12", "nixl", "ray", "vllm", "torch", "joblib", "distributed", "dask", "opentelemetry", "rich"}

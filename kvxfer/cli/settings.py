@@ -9,6 +9,7 @@ import msgspec
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
+from kvxfer.exporters.warning import SLOW_FACTOR
 
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0
@@ -24,6 +25,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     interval: float = _DEFAULTS.interval_seconds
     jsonl: str | None = None
     per_rank: bool = False
+    slow_factor: float = SLOW_FACTOR
     group_by: tuple[str, ...] = _DEFAULTS.group_by
     journal: str | None = None
     """A path, `NO_JOURNAL`, or None for that of the endpoint."""
