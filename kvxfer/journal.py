@@ -222,10 +222,14 @@ class History:
         """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
         return _intervals(self._connection, self.path, start, end)
 
-    def spans(self) -> list[tuple[float, float, int]]:
-        """Start, end and number of all intervals, in the order of their ends; raises `JournalError`."""
+    def spans(self, after: int = 0) -> list[tuple[float, float, int]]:
+        """Start, end and number of the intervals whose number is higher, in the order of their ends.
+
+        Numbers grow. Raises `JournalError`.
+        """
+        query = "SELECT start, end, id FROM interval WHERE id > ? ORDER BY end"
         try:
-            return self._connection.execute("SELECT start, end, id FROM interval ORDER BY end").fetchall()
+            return self._connection.execute(query, (after,)).fetchall()
         except sqlite3.Error as error:
             raise _unreadable(self.path, error) from error
 

@@ -5,9 +5,9 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from kvxfer.cli.settings import DAY_SECONDS, NO_JOURNAL, Settings, read_settings
+from kvxfer.cli.settings import DAY_SECONDS, Settings, journal_of, read_settings
 from kvxfer.collector import Collector
-from kvxfer.config import CollectorConfig, default_endpoint, default_journal
+from kvxfer.config import CollectorConfig
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 from kvxfer.exporters.warning import SLOW_FACTOR, WarningExporter
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         endpoint=settings.endpoint,
         interval_seconds=settings.interval,
         group_by=settings.group_by,
-        journal=_journal(settings),
+        journal=journal_of(settings),
         retention_seconds=settings.retention * DAY_SECONDS,
         upstream=settings.upstream or None,
         upstream_curve=settings.upstream_curve or None,
@@ -80,9 +80,3 @@ def run(arguments: argparse.Namespace) -> int:
         logger.info("each interval is told to %s", config.upstream)
     collector.run()
     return 0
-
-
-def _journal(settings: Settings) -> str | None:
-    if settings.journal is None:
-        return default_journal(settings.endpoint or default_endpoint())
-    return None if settings.journal == NO_JOURNAL else settings.journal

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from kvxfer.config import CollectorConfig
+from kvxfer.config import CollectorConfig, default_endpoint, default_journal
 from kvxfer.errors import ConfigError
 from kvxfer.exporters.warning import SLOW_FACTOR
 
@@ -40,6 +40,13 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:
     """Merge the three; a value that does not fit is a `ConfigError` that names where it stands."""
     chosen = (_from_file(Path(config)) if config else {}) | _from_environment() | _from_flags(flags)
     return Settings(**chosen)
+
+
+def journal_of(settings: Settings) -> str | None:
+    """The journal that these settings lead to, None for none."""
+    if settings.journal is None:
+        return default_journal(settings.endpoint or default_endpoint())
+    return None if settings.journal == NO_JOURNAL else settings.journal
 
 
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class RecordFile(Protocol):
     """Whether the last line was written in part: it is left out."""
 
     def spans(self) -> list[Span]:
-        """All intervals that are there now, in the order of their ends."""
+        """The intervals that have come since this was last asked, at first all, in the order of their ends."""
 
     def read(self, span: Span) -> Observed | None:
         """One of them, None where it was removed meanwhile (the journal's retention)."""
@@ -64,10 +64,13 @@ class JournalFile:
         """Open it."""
         self.path = path
         self._history = History(path)
+        self._seen = 0
 
     def spans(self) -> list[Span]:
-        """All intervals that are there now."""
-        return [Span(*found) for found in self._history.spans()]
+        """The intervals that have come since this was last asked."""
+        spans = [Span(*found) for found in self._history.spans(self._seen)]
+        self._seen = max([self._seen, *(span.place for span in spans)])
+        return spans
 
     def read(self, span: Span) -> Observed | None:
         """One of them."""
@@ -99,23 +102,26 @@ class LinesFile:
         self.path = path
         self.is_torn = False
         self._file: BinaryIO = path.open("rb")
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[int, int] = {}  # of the lines, by their places
+        self._seen = self._num_seen = 0
         self._beginnings = msgspec.json.Decoder(_Beginning)
         self._lines = msgspec.json.Decoder(Line)
 
     def spans(self) -> list[Span]:
-        """All intervals that are there now."""
-        self._file.seek(0)
+        """The intervals that have come since this was last asked."""
+        self._file.seek(self._seen)
         self.is_torn = False
-        spans, place = [], 0
-        for number, line in enumerate(self._file, 1):
+        spans = []
+        for line in self._file:
             if not line.endswith(b"\n"):
                 self.is_torn = True
-            elif line != b"\n":
-                self._numbers[place] = number
-                beginning = self._decoded(self._beginnings, line, number)
-                spans.append(Span(beginning.start, beginning.end, place))
-            place += len(line)
+                break
+            self._num_seen += 1
+            if line != b"\n":
+                self._numbers[self._seen] = self._num_seen
+                beginning = self._decoded(self._beginnings, line, self._num_seen)
+                spans.append(Span(beginning.start, beginning.end, self._seen))
+            self._seen += len(line)
         return sorted(spans, key=lambda span: span.end)
 
     def read(self, span: Span) -> Observed | None:

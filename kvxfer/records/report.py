@@ -61,6 +61,24 @@ class Report(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
+def make_row(labels: dict[str, str], total: Totals, num_ranks: int, seconds: float) -> ReportRow:
+    """The row of what was moved in so many seconds."""
+    durations = total.durations()
+    num_bytes, busy = total.num_bytes, total.busy_seconds
+    return ReportRow(
+        labels,
+        None if durations is None else durations.count,
+        num_bytes,
+        _ratio(num_bytes, seconds),
+        _ratio(num_bytes, busy),
+        _ratio(busy, seconds),
+        None if durations is None or not durations.count else durations.mean,
+        durations,
+        total.failures,
+        num_ranks,
+    )
+
+
 class _Gathered:
     """The parts of one kind, groups or sources, added up per what the labels tell apart."""
 
@@ -155,21 +173,9 @@ class Reporting:
         return tuple(self._row(gathered, key, seconds) for key in keys)
 
     def _row(self, gathered: _Gathered, key: tuple[str | None, ...], seconds: float) -> ReportRow:
-        total = gathered.totals[key]
-        durations = total.durations()
-        num_bytes, busy = total.num_bytes, total.busy_seconds
-        return ReportRow(
-            {name: value for name, value in zip(self._by, key, strict=True) if value is not None},
-            None if durations is None else durations.count,
-            num_bytes,
-            _ratio(num_bytes, seconds),
-            _ratio(num_bytes, busy),
-            _ratio(busy, seconds),
-            None if durations is None or not durations.count else durations.mean,
-            durations,
-            total.failures,
-            max(gathered.ranks[key], len(self._sources.sources.get(key, ()))),
-        )
+        labels = {name: value for name, value in zip(self._by, key, strict=True) if value is not None}
+        num_ranks = max(gathered.ranks[key], len(self._sources.sources.get(key, ())))
+        return make_row(labels, gathered.totals[key], num_ranks, seconds)
 
     def _notes(self, covered: Covered, *, per_source: bool) -> Iterable[str]:
         missing = self._groups.num_transfers() - self._sources.num_transfers() if per_source else 0
