@@ -9,6 +9,7 @@ from kvxfer.connectors.base import Connector
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import KVXferError
 from kvxfer.exporters.log import LogExporter
+from kvxfer.exporters.warning import WarningExporter
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution, Gauge
 from kvxfer.interval import Group, Interval, Pipeline, Rates, SourceView
@@ -38,6 +39,7 @@ __all__ = [
     "SourceView",
     "StatsPublisher",
     "TransferStats",
+    "WarningExporter",
     "default_endpoint",
     "has_kv_transfer_group",
 ]

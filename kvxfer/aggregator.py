@@ -222,7 +222,7 @@ class Aggregator:
             if (stats := group.open.stats) is not None
         )
         views = ClosedViews([self._seen(known, connector, held, now) for known, connector, held in viewed])
-        interval = Interval(self._start, now, groups, views, self.pipeline(now), self.sources.silent(now))
+        interval = Interval(self._start, now, groups, views, self.pipeline(now), *self.sources.absent(now))
         for group in self._groups.by_key.values():
             self._add_to(group.totals, group.open)
             # Not those that reported, were gone and made room within this interval: nobody would forget them later.

@@ -6,6 +6,8 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from kvxfer.distribution import DistributionState
+
 
 class Moved(NamedTuple):
     """What was moved, and the summed durations of the transfers: the base of all rates."""
@@ -95,6 +97,14 @@ class KVConnectorStats:
     def moved(self) -> Moved | None:
         """Bytes and busy seconds of the transfers, None where the connector does not know them."""
         return None
+
+    def durations(self) -> DistributionState | None:
+        """The seconds of each transfer, None where the connector does not know them one by one; not to be changed."""
+        return None
+
+    def failures(self) -> dict[str, float]:
+        """What went wrong, by the name of the counter; those that stand at 0 too."""
+        return {}
 
     def num_rejected(self) -> int:
         """Observations that were refused: not finite, negative, no number."""

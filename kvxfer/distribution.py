@@ -5,7 +5,7 @@ Only state, merging and reading live here: no I/O, no clock. The declaration of 
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from struct import error as StructError  # noqa: N812 - it is a class, whatever its name says
 from struct import pack
 from typing import Any, Final
@@ -244,6 +244,17 @@ class DistributionState:
             self.add_histogram(content)
         else:
             self.extend(content.tolist())
+
+
+def merged(parts: Iterable[DistributionState]) -> DistributionState | None:
+    """The sum of the parts, which are left as they were: the part itself where it is the only one, None for none."""
+    found = list(parts)
+    if len(found) < 2:  # noqa: PLR2004 - nothing to add up
+        return found[0] if found else None
+    total = DistributionState()
+    for part in found:
+        total.merge(part)
+    return total
 
 
 _NO_NUMBER: Final = (StructError, OverflowError, TypeError, ValueError)

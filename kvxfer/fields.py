@@ -68,9 +68,14 @@ class Distribution(Field):
 
 
 class Counter(Field):
-    """A field that only adds up: ``stats.field.add(n)``."""
+    """A field that only adds up: ``stats.field.add(n)``; ``failure``: it counts what went wrong."""
 
     kind = "counter"
+
+    def __init__(self, unit: str, help: str, *, labels: tuple[str, ...] = (), failure: bool = False) -> None:  # noqa: A002
+        """Declare the field."""
+        super().__init__(unit, help, labels=labels)
+        self.failure = failure
 
     def _new(self) -> CounterState:
         return CounterState()

@@ -103,6 +103,9 @@ class Interval(msgspec.Struct, frozen=True):
     silent: tuple[Source, ...] = ()
     """The sources from which nothing came for ``silent_seconds``, not even that they live."""
 
+    departed: tuple[Source, ...] = ()
+    """The sources that left in it: they said goodbye, or were given up after ``gone_seconds``."""
+
     @property
     def seconds(self) -> float:
         """The wall clock that it covers."""

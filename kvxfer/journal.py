@@ -225,6 +225,22 @@ class History:
         """
         return _intervals(self._connection, self.path, start, end, limit)
 
+    def spans(self, after: int = 0) -> list[tuple[float, float, int]]:
+        """Start, end and number of the intervals whose number is higher, in the order of their ends.
+
+        Numbers grow. Raises `JournalError`.
+        """
+        query = "SELECT start, end, id FROM interval WHERE id > ? ORDER BY end"
+        try:
+            return self._connection.execute(query, (after,)).fetchall()
+        except sqlite3.Error as error:
+            raise _unreadable(self.path, error) from error
+
+    def saved(self, number: int) -> bytes | None:
+        """The interval of a number, None where it is not there any more; raises `JournalError`."""
+        found = _rows(self._connection, self.path, "SELECT saved FROM interval WHERE id = ?", (number,))
+        return found[0] if found else None
+
     def close(self) -> None:
         """Close the file."""
         self._connection.close()

@@ -32,8 +32,12 @@ def publishes(source_id: str, *, is_so: bool) -> None:
 
 def format_line(reduced: Mapping[str, Any], prefix: str = LINE) -> str:
     """vLLM's line: ``KV Transfer metrics: k=v, k=v``; what is not printable is escaped, since peers name keys too."""
-    line = prefix + ", ".join(f"{key}={value}" for key, value in reduced.items())
-    return line if line.isprintable() else "".join(map(_printable, line))
+    return printable(prefix + ", ".join(f"{key}={value}" for key, value in reduced.items()))
+
+
+def printable(text: str) -> str:
+    """The text with what is not printable escaped: it ends no line and moves no cursor."""
+    return text if text.isprintable() else "".join(map(_printable, text))
 
 
 def _printable(character: str) -> str:

@@ -118,6 +118,7 @@ class _SavedInterval(msgspec.Struct, array_like=True):
     sources: list[_SavedView]
     pipeline: Pipeline
     silent: tuple[Source, ...] = ()
+    departed: tuple[Source, ...] = ()
 
 
 _encoder: Final = msgspec.msgpack.Encoder(enc_hook=plain)
@@ -200,9 +201,8 @@ def encoding_interval(interval: Interval) -> Steps:
             _SavedView(view.source, view.connector, view.clock_offset_seconds, view.last_seen, view.state, payload)
             for view, payload in _with_payloads(interval.sources[start : start + AT_ONCE])
         )
-    return _encoder.encode(
-        _SavedInterval(interval.start, interval.end, groups, views, interval.pipeline, interval.silent)
-    )
+    ends = (interval.silent, interval.departed)
+    return _encoder.encode(_SavedInterval(interval.start, interval.end, groups, views, interval.pipeline, *ends))
 
 
 def _with_payloads(parts: Sequence[Any]) -> list[tuple[Any, msgspec.Raw]]:
@@ -240,4 +240,5 @@ def decode_interval(saved: bytes, *, sources: bool = True) -> Interval:
         ),
         found.pipeline,
         found.silent,
+        found.departed,
     )

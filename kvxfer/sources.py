@@ -145,6 +145,7 @@ class Sources:
         self.num_lost = 0
         self.num_departed = 0
         """How often one was taken to be gone."""
+        self._departed: dict[bytes, Source] = {}
         self.wants_commit = False
         """Whether somebody waits for the acknowledgement to end."""
 
@@ -195,6 +196,7 @@ class Sources:
             raise TooManySourcesError(message)
         encoded, _ = self._gone.popitem(last=False)
         self._relays.pop(encoded, None)
+        self._departed.pop(encoded, None)
         self._num_bytes -= len(encoded)
         known = self.by_bytes.pop(encoded)
         del self._by_id[known.source.id]
@@ -213,6 +215,7 @@ class Sources:
         if known.is_gone and new and report.seq > (known.final_seq or 0):  # it was only thought to be gone
             known.final_seq = None
             self._gone.pop(known.encoded, None)
+            self._departed.pop(known.encoded, None)
         self.acknowledge(known)
         self._settle(known)
         return new
@@ -232,6 +235,7 @@ class Sources:
         if not known.is_gone:  # to the end: a restored collector lets them make room in the same order
             self.by_bytes[known.encoded] = self.by_bytes.pop(known.encoded)
             self._gone[known.encoded] = None
+            self._departed[known.encoded] = known.source
         known.final_seq = final_seq
         self.num_departed += 1
         self._settle(known)
@@ -270,6 +274,11 @@ class Sources:
     def silent(self, now: float) -> tuple[Source, ...]:
         """The sources that were expected to report and did not."""
         return tuple(known.source for known in self._unheard(now, self._config.silent_seconds))
+
+    def absent(self, now: float) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
+        """Those that are silent, and those that left since this was last asked, which are taken."""
+        departed, self._departed = self._departed, {}
+        return self.silent(now), tuple(departed.values())
 
     def expire(self, now: float) -> None:
         """Give up those that were not heard of for ``gone_seconds``: killed, or cut off for good."""

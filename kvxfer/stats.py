@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final
 
 from kvxfer.contract import KVConnectorStats, Moved
-from kvxfer.distribution import DistributionState, pack_all
+from kvxfer.distribution import DistributionState, merged, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field
 from kvxfer.labelled import LabelledState
@@ -318,6 +318,15 @@ class TransferStats(KVConnectorStats):
             sum(getattr(self, duration.name).sum for _, duration in transfers),
         )
 
+    def durations(self) -> DistributionState | None:
+        """The seconds of all rows that name a duration and a size; not to be changed."""
+        return merged(getattr(self, row.duration.name) for row in self.rows.values() if row.size and row.duration)
+
+    def failures(self) -> dict[str, float]:
+        """The counters that are declared as failures."""
+        names = [name for name, field in self.fields.items() if isinstance(field, Counter) and field.failure]
+        return {name: _counted(getattr(self, name)) for name in names}
+
     def num_rejected(self) -> int:
         """Observations that were refused."""
         return int(self.rejected_observations.value)
@@ -350,3 +359,11 @@ def _holds_rows(payload: Mapping[str, Any], row: Row) -> bool:
     columns = [payload.get(column.name) for column in row.columns]
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
     return len(lengths) == 1 and -1 not in lengths and not (row.rate and row.rate.name in payload)
+
+
+def _counted(state: State) -> float:
+    """The count of a counter, over all its label sets."""
+    if isinstance(state, LabelledState):
+        return sum(map(_counted, state.children.values()))
+    value: float = state.to_value()
+    return value

@@ -147,7 +147,7 @@ def written(path: Path, *intervals: Interval) -> list[dict[str, Any]]:
 
 def test_a_record_has_the_numbers_of_the_line_and_the_rates_unrounded(tmp_path: Path) -> None:
     (record,) = written(tmp_path / "a.jsonl", two_ranks())
-    assert list(record) == ["version", "start", "end", "groups", "sources", "pipeline", "silent"]
+    assert list(record) == ["version", "start", "end", "groups", "sources", "pipeline", "silent", "departed"]
     assert (record["version"], record["start"], record["end"]) == (1, 1000.0, 1010.0)
     (group,) = record["groups"]
     assert (group["connector"], group["labels"], group["num_ranks"]) == ("NixlConnector", {"engine": "e"}, 2)
@@ -211,7 +211,7 @@ def test_every_line_is_json_that_any_reader_takes(tmp_path: Path) -> None:
     written(tmp_path / "a.jsonl", two_ranks(), idle(), offloading())
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [sorted(json.loads(line)) for line in lines] == [
-        ["end", "groups", "pipeline", "silent", "sources", "start", "version"]
+        ["departed", "end", "groups", "pipeline", "silent", "sources", "start", "version"]
     ] * 3
 
 

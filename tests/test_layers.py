@@ -46,11 +46,12 @@ LAYERS = (
         "relay",
         "aggregator",
         "reporting",
+        "watching",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
     ("exporters", "web"),
-    ("integrations", "workload"),
+    ("integrations", "workload", "records"),
     ("cli", "__main__"),
 )
 STATE_MACHINES = (
@@ -68,6 +69,7 @@ STATE_MACHINES = (
     "interval",
     "saved",
     "reporting",
+    "watching",
 )
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}
 EXTRAS = {"nixl_cu12", "nixl", "ray", "vllm", "torch", "joblib", "distributed", "dask", "opentelemetry", "rich"}

@@ -5,13 +5,14 @@
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
-from kvxfer.cli import collect, demo, keygen, replay
+from kvxfer.cli import collect, demo, keygen, replay, report, top
 from kvxfer.errors import KVXferError
 
-_COMMANDS = (collect, demo, replay, keygen)
+_COMMANDS = (collect, top, report, demo, replay, keygen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KVXferError as error:
         print(f"kvxfer {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who read the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
     return code

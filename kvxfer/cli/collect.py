@@ -6,12 +6,13 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
-from kvxfer.cli.settings import DAY_SECONDS, NO_JOURNAL, Settings, read_settings
+from kvxfer.cli.settings import DAY_SECONDS, Settings, journal_of, read_settings
 from kvxfer.collector import Collector
-from kvxfer.config import CollectorConfig, default_endpoint, default_journal
+from kvxfer.config import CollectorConfig
 from kvxfer.errors import KVXferError
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
+from kvxfer.exporters.warning import SLOW_FACTOR, WarningExporter
 from kvxfer.web import WebServer, parse_address
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def add_parser(commands: "SubParsers") -> None:
     parser.add_argument("--interval", metavar="SECONDS", help="what one line covers (default: 10)")
     parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
     parser.add_argument("--per-rank", action="store_const", const=True, help="log a line per source too")
+    parser.add_argument(
+        "--slow-factor",
+        metavar="X",
+        help=f"warn of a rank so many times slower than its group, 0 for never (default: {SLOW_FACTOR:g})",
+    )
     parser.add_argument("--group-by", metavar="LABELS", help="labels that form a group (default: engine,role)")
     parser.add_argument(
         "--journal",
@@ -64,14 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Collect until SIGINT or SIGTERM."""
     settings = read_settings({name: getattr(arguments, name) for name in Settings.__struct_fields__}, arguments.config)
     logging.basicConfig(stream=sys.stdout, format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank)]
+    warnings = WarningExporter(slow_factor=settings.slow_factor, group_by=settings.group_by)
+    exporters: list[Exporter] = [LogExporter(per_rank=settings.per_rank), warnings]
     if settings.jsonl is not None:
         exporters.append(JsonlExporter(settings.jsonl))
     config = CollectorConfig(
         endpoint=settings.endpoint,
         interval_seconds=settings.interval,
         group_by=settings.group_by,
-        journal=_journal(settings),
+        journal=journal_of(settings),
         retention_seconds=settings.retention * DAY_SECONDS,
         upstream=settings.upstream or None,
         upstream_curve=settings.upstream_curve or None,
@@ -103,9 +110,3 @@ def _web(settings: Settings, collector: Collector) -> WebServer | None:
     except KVXferError:
         collector.stop()
         raise
-
-
-def _journal(settings: Settings) -> str | None:
-    if settings.journal is None:
-        return default_journal(settings.endpoint or default_endpoint())
-    return None if settings.journal == NO_JOURNAL else settings.journal

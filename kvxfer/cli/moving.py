@@ -5,18 +5,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kvxfer.cli.commands import positive, positive_int
 from kvxfer.cli.progress import Progress
 from kvxfer.cli.summary import Summary, summarize, table, write
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
+from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 from kvxfer.units import mib
 from kvxfer.workload.mover import MOVERS, SHORT_NAMES, mover_class
 from kvxfer.workload.run import DEFAULT_BLOCK_BYTES, Outcome, Workload
 from kvxfer.workload.trace import Transfer
+
+if TYPE_CHECKING:
+    from kvxfer.interval import Exporter
 
 # Reports that workers handed over before they ended are here within milliseconds; a busy machine may need more.
 _ARRIVAL_SECONDS: Final = 10.0
@@ -39,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser, interval: float) -> None:
     )
     parser.add_argument("--per-rank", action="store_true", help="print a line per worker too")
     parser.add_argument("--endpoint", metavar="URL", help="where the collector binds (default: a private ipc path)")
+    parser.add_argument("--journal", metavar="PATH", help="keep the intervals in this journal (default: none)")
+    parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
     parser.add_argument("--summary-json", metavar="FILE", help="write the comparison as JSON")
 
 
@@ -56,9 +62,13 @@ def move(
     mover_class(connector)  # an unknown one is said before anything is started
     with tempfile.TemporaryDirectory(prefix="kvxfer-") as directory:
         endpoint = arguments.endpoint or f"ipc://{Path(directory) / 'collector.ipc'}"
-        config = CollectorConfig(endpoint=endpoint, interval_seconds=arguments.interval)
-        exporter = LogExporter(progress.print, per_rank=arguments.per_rank)
-        with Collector(config, [exporter]) as collector:
+        config = CollectorConfig(
+            endpoint=endpoint, interval_seconds=arguments.interval, journal=arguments.journal or None
+        )
+        exporters: list[Exporter] = [LogExporter(progress.print, per_rank=arguments.per_rank)]
+        if arguments.jsonl:
+            exporters.append(JsonlExporter(arguments.jsonl))
+        with Collector(config, exporters) as collector:
             workload = Workload(
                 connector, collector.endpoint, workers=arguments.workers, block_bytes=arguments.block_bytes
             )

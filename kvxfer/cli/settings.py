@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final, get_args
 
 import msgspec
 
-from kvxfer.config import CollectorConfig
+from kvxfer.config import CollectorConfig, default_endpoint, default_journal
 from kvxfer.errors import ConfigError
 from kvxfer.exporters.prometheus import Names
+from kvxfer.exporters.warning import SLOW_FACTOR
 
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0
@@ -25,6 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     interval: float = _DEFAULTS.interval_seconds
     jsonl: str | None = None
     per_rank: bool = False
+    slow_factor: float = SLOW_FACTOR
     group_by: tuple[str, ...] = _DEFAULTS.group_by
     journal: str | None = None
     """A path, `NO_JOURNAL`, or None for that of the endpoint."""
@@ -42,6 +44,13 @@ def read_settings(flags: Mapping[str, Any], config: str | None) -> Settings:
     """Merge the three; a value that does not fit is a `ConfigError` that names where it stands."""
     chosen = (_from_file(Path(config)) if config else {}) | _from_environment() | _from_flags(flags)
     return Settings(**chosen)
+
+
+def journal_of(settings: Settings) -> str | None:
+    """The journal that these settings lead to, None for none."""
+    if settings.journal is None:
+        return default_journal(settings.endpoint or default_endpoint())
+    return None if settings.journal == NO_JOURNAL else settings.journal
 
 
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:

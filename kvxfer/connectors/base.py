@@ -26,7 +26,7 @@ class MovedBytesStats(TransferStats):
 
     transfer_duration = Distribution("s", "From the start of a transfer to its completion.")
     bytes_transferred = Distribution("By", "Bytes of one transfer.")
-    num_failed_transfers = Counter("{transfer}", "Transfers that failed.")
+    num_failed_transfers = Counter("{transfer}", "Transfers that failed.", failure=True)
 
     def record_failed_transfer(self) -> None:
         """Count a failed transfer."""

@@ -11,8 +11,8 @@ class MooncakeConnectorStats(MovedBytesStats):
     """Transfers of one Mooncake engine, and what failed; the reduced keys are vLLM 0.33's."""
 
     num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
-    num_failed_recvs = Counter("{request}", "Receptions that failed.")
-    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
+    num_failed_recvs = Counter("{request}", "Receptions that failed.", failure=True)
+    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.", failure=True)
     record_transfer = Row(
         MovedBytesStats.transfer_duration,
         MovedBytesStats.bytes_transferred,

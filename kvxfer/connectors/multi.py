@@ -5,6 +5,7 @@ from typing import Any
 
 from kvxfer.connectors.base import Connector
 from kvxfer.contract import KVConnectorStats, Moved
+from kvxfer.distribution import DistributionState, merged
 from kvxfer.errors import StatsError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.states import halves_of
@@ -99,6 +100,19 @@ class MultiKVConnectorStats(KVConnectorStats):
         """Bytes and busy seconds over the children that know theirs."""
         known = [moved for moved in (stats.moved() for stats in self.data.values()) if moved is not None]
         return Moved(*map(sum, zip(*known, strict=True))) if known else None
+
+    def durations(self) -> DistributionState | None:
+        """The seconds of the transfers of all children that know theirs."""
+        known = (stats.durations() for stats in self.data.values())
+        return merged(durations for durations in known if durations is not None)
+
+    def failures(self) -> dict[str, float]:
+        """What went wrong in each child, those of one name together."""
+        total: dict[str, float] = {}
+        for stats in self.data.values():
+            for name, count in stats.failures().items():
+                total[name] = total.get(name, 0) + count
+        return total
 
     def num_rejected(self) -> int:
         """Observations that were refused, over all children."""

@@ -12,10 +12,12 @@ class NixlConnectorStats(MovedBytesStats):
 
     post_duration = Distribution("s", "Time that posting the transfer took.")
     num_descriptors = Distribution("{descriptor}", "Descriptors of one transfer.")
-    num_failed_notifications = Counter("{notification}", "Notifications that could not be sent.")
-    num_failed_handshakes = Counter("{handshake}", "Handshakes with another engine that failed.")
-    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.")
-    num_notifications_after_expiry = Counter("{notification}", "Notifications of pulls that came after expiry.")
+    num_failed_notifications = Counter("{notification}", "Notifications that could not be sent.", failure=True)
+    num_failed_handshakes = Counter("{handshake}", "Handshakes with another engine that failed.", failure=True)
+    num_kv_expired_reqs = Counter("{request}", "Requests whose KV expired before it was pulled.", failure=True)
+    num_notifications_after_expiry = Counter(
+        "{notification}", "Notifications of pulls that came after expiry.", failure=True
+    )
     record_transfer = Row(
         MovedBytesStats.transfer_duration,
         post_duration,

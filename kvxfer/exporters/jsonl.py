@@ -1,9 +1,11 @@
 """JSON lines: one interval a line, idle ones too, for who measures and wants records.
 
-A record is ``{"version", "start", "end", "groups", "sources", "pipeline", "silent"}``: times in Unix seconds, groups
-and sources with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum, extremes,
-quantiles) and the rates, unrounded; with ``error`` where the connector's own class failed. ``silent`` lists the sources
-that were expected to report and did not.
+A record is ``{"version", "start", "end", "groups", "sources", "pipeline", "silent", "departed"}``: times in Unix
+seconds, groups and sources with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum,
+extremes, quantiles) and, whatever the fields are called, ``failures`` (by counter), ``durations`` (of the transfers, as
+a field, in seconds), ``num_bytes``, ``busy_seconds`` and the rates, unrounded, where the connector knows them; with
+``error`` where its own class failed. ``silent`` lists the sources that were expected to report and did not,
+``departed`` those that left.
 """
 
 import errno
@@ -17,6 +19,7 @@ import msgspec
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import RecordError
 from kvxfer.interval import Interval, rates
+from kvxfer.reading import describe
 from kvxfer.wire import Source, plain
 
 VERSION: Final = 1
@@ -51,6 +54,7 @@ def as_record(interval: Interval) -> dict[str, Any]:
         ],
         "pipeline": msgspec.to_builtins(interval.pipeline),
         "silent": [_who(source) for source in interval.silent],
+        "departed": [_who(source) for source in interval.departed],
     }
 
 
@@ -60,9 +64,11 @@ def _who(source: Source) -> dict[str, Any]:
 
 def _numbers(stats: KVConnectorStats, seconds: float) -> dict[str, Any]:
     try:
-        moved = stats.moved()
-        found = {} if moved is None else msgspec.to_builtins(rates(moved, seconds))
-        return {"reduced": stats.reduce(), "fields": stats.summary(), **found}
+        found = {"reduced": stats.reduce(), "fields": stats.summary(), "failures": stats.failures()}
+        durations, moved = stats.durations(), stats.moved()
+        if durations is not None:
+            found["durations"] = describe(durations)
+        return found if moved is None else found | moved._asdict() | msgspec.to_builtins(rates(moved, seconds))
     except Exception as error:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return {"reduced": {}, "fields": {}, "error": f"{type(error).__name__}: {error}"}
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,7 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("keygen", "/proc/nowhere"), "No such file or directory: name a directory that can be written"),
         (("keygen", "/nowhere/keys", "--client", "../up"), "--client '../up': expected letters, digits"),
         (("keygen",), "the following arguments are required: DIR"),
+        (("report", "/nowhere.db"), "kvxfer report: /nowhere.db: No such file or directory: name a journal or a file"),
         (("fly",), "invalid choice: 'fly'"),
     ],
 )
@@ -275,3 +277,59 @@ def test_demo_leaves_no_journal(tmp_path: Path) -> None:
     done = run("demo", "--seconds", "0.5", XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what a run has left
+
+
+def test_a_report_reads_a_journal_beside_the_collector_that_writes_it(ipc_endpoint: str, tmp_path: Path) -> None:
+    journal = tmp_path / "journal.db"
+    with collecting(ipc_endpoint, "--journal", journal, "--interval", "0.2"):
+        for count in (3, 4):
+            begin = time.time()
+            record_failures(ipc_endpoint, count)
+            wait_for_interval(journal, begin)
+        done = run("report", journal, "--format", "json")
+    assert (done.returncode, done.stderr) == (0, "")
+    (row,) = json.loads(done.stdout)["rows"]
+    assert (row["failures"]["num_failed_transfers"], row["num_ranks"]) == (7, 2)
+
+
+def wait_for_interval(journal: Path, begin: float) -> None:
+    """Wait until an interval that ended later, and in which something was reported, is in the journal."""
+    while not any(decode_interval(saved).groups for saved in intervals_since(journal, begin)):
+        time.sleep(0.05)
+
+
+def intervals_since(journal: Path, begin: float) -> list[bytes]:
+    history = History(journal)
+    try:
+        return history.intervals(begin, 1e12)
+    finally:
+        history.close()
+
+
+def test_two_replays_leave_what_can_be_compared(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    request = {"timestamp": 0, "input_length": 1, "output_length": 1}
+    trace.write_text("".join(json.dumps(request | {"hash_ids": [number]}) + "\n" for number in range(20)))
+    for name, keep in (("a", "--journal"), ("b", "--jsonl")):
+        done = run("replay", trace, keep, tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    done = run("report", "--compare", tmp_path / "a", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    (transfers,) = (line.split() for line in done.stdout.splitlines() if line.startswith("transfers "))
+    assert transfers == ["transfers", "20", "20", "0.0", "%"]
+
+
+def test_a_report_whose_reader_has_ended_says_nothing(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    trace.write_text('{"timestamp": 0, "input_length": 1, "output_length": 1, "hash_ids": [1]}\n')
+    assert run("replay", trace, "--jsonl", tmp_path / "a").returncode == 0
+    command = [*KVXFER, "report", str(tmp_path / "a")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as report:
+        assert report.stdout is not None
+        report.stdout.close()
+        assert report.stderr is not None
+        assert report.stderr.read() == ""
+    assert report.returncode == 1
