@@ -1,6 +1,8 @@
 """What a collector shows over HTTP, with the standard library's server alone.
 
 =====================  ===========================================================================
+``/``                  the page: see `kvxfer.web.page`
+``/events``            what it listens to
 ``/metrics``           Prometheus: see `kvxfer.exporters.prometheus`
 ``/healthz``           200 while the process answers
 ``/readyz``            200 while the collector collects and its journal is written, else 503 and why

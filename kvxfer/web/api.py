@@ -32,6 +32,7 @@ from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Counted, Ex
 from kvxfer.saved import decode_interval
 from kvxfer.web.cached import Cached
 from kvxfer.web.messages import QueryError, Request, Response, Route, as_json, failure
+from kvxfer.web.page import Events, static_routes
 from kvxfer.web.recent import Recent
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Api:
         self._formats = {each: Cached(partial(self._write, each)) for each in (TEXT, OPENMETRICS, PROTOBUF)}
         self._snapshots = {sources: Cached(partial(self._snapshot, sources=sources)) for sources in (False, True)}
         self._one_history = threading.Lock()
+        self._events = Events(self._recent, self.snapshot)
 
     @property
     def routes(self) -> Mapping[str, Route]:
@@ -69,7 +71,13 @@ class Api:
             "/readyz": self.readyz,
             "/api/v1/snapshot": self.snapshot,
             "/api/v1/history": self.history,
+            "/events": self._events.route,
+            **static_routes(),
         }
+
+    def end(self) -> None:
+        """End what goes on."""
+        self._events.end()
 
     # --- metrics
 

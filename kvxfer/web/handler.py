@@ -130,13 +130,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send(self, response: Response, *, keep: bool) -> None:
         self.send_response(response.status)
-        length = {"Content-Type": response.content_type, "Content-Length": str(len(response.body))}
-        for name, value in {**SAFE_HEADERS, **length, **response.headers}.items():
+        keep = keep and response.stream is None
+        length = {} if response.stream is not None else {"Content-Length": str(len(response.body))}
+        for name, value in {
+            **SAFE_HEADERS,
+            "Content-Type": response.content_type,
+            **length,
+            **response.headers,
+        }.items():
             self.send_header(name, value)
         self.send_header("Connection", "keep-alive" if keep else "close")  # sets close_connection too
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(response.body)
+        try:
+            if self.command != "HEAD":
+                self.wfile.write(response.body)
+                for part in response.stream or ():
+                    self.wfile.write(part)
+                    self.wfile.flush()
+        finally:
+            if response.stream is not None:
+                response.stream.close()
 
     def finish(self) -> None:
         """Close; a peer that is gone is no error."""

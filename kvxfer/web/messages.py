@@ -1,6 +1,6 @@
 """What a route gets and gives. A route is plain code: no socket, no thread."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from http import HTTPStatus
 from typing import Final, TypeAlias
 from urllib.parse import parse_qsl
@@ -38,6 +38,8 @@ class Response(msgspec.Struct, frozen=True):
     content_type: str = PLAIN
     status: HTTPStatus = HTTPStatus.OK
     headers: Mapping[str, str] = {}
+    stream: Generator[bytes] | None = None
+    """Instead of a body, what comes as long as the connection is open; it is closed with it."""
 
 
 Route: TypeAlias = Callable[[Request], Response]

@@ -106,7 +106,8 @@ class WebServer:
         host, port = parse_address(address)
         self._server = _bound(host, port)
         try:
-            answered = Api(collector, Options(metric_names, sources)).routes
+            self._api = Api(collector, Options(metric_names, sources))
+            answered = self._api.routes
         except BaseException:
             self._server.server_close()
             raise
@@ -137,6 +138,7 @@ class WebServer:
 
     def stop(self) -> None:
         """Take no more connections, and end those that are open after the response they wait for."""
+        self._api.end()
         if self._pid == os.getpid() and self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()

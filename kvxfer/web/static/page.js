@@ -5,7 +5,7 @@ import * as format from "./format.js";
 import { groupName, pointOf, rowsOf, sum } from "./records.js";
 import { Table } from "./table.js";
 
-const MOST_POINTS = 9000; // a day of intervals of ten seconds
+const MOST_POINTS = 9000; // six hours of intervals of three seconds
 const byId = (id) => document.getElementById(id);
 const state = { records: [], totals: [], chosen: "" };
 const drawn = charts.make(byId("charts"));
@@ -38,8 +38,8 @@ function nowOf() {
   if (!after) return state.records.length ? pointOf(state.records.at(-1), state.chosen) : null;
   const [old, fresh] = [before, after].map((record) => pointOf(record, state.chosen));
   const length = Math.max(after.end - before.end, 1e-9);
-  const bytes = fresh.wall * fresh.seconds - old.wall * old.seconds;
-  const busy = fresh.inFlight * fresh.seconds - old.inFlight * old.seconds;
+  const bytes = fresh.bytes - old.bytes;
+  const busy = fresh.busySeconds - old.busySeconds;
   return {
     wall: bytes / length,
     busy: busy > 0 ? bytes / busy : null,
@@ -121,15 +121,23 @@ function add(record) {
   if (state.records.length > MOST_POINTS) state.records.shift();
 }
 
+// The newest first, a thousand at a time: a page is drawn while the rest comes.
 async function load() {
   const since = Date.now() / 1000 - Number(byId("range").value);
-  const answer = await fetch(`api/v1/history?start=${since}`);
-  if (!answer.ok) throw new Error(`history: ${answer.status}`);
-  const { intervals } = await answer.json();
-  const newer = state.records.filter((record) => !intervals.length || record.end > intervals.at(-1).end);
-  state.records = [];
-  for (const record of [...intervals, ...newer]) add(record);
-  draw();
+  const live = state.records.at(-1);
+  let found = live ? [live] : [];
+  for (let isCut = true; isCut; ) {
+    const before = found.length ? found[0].start : 1e12;
+    const answer = await fetch(`api/v1/history?start=${since}&end=${before}&limit=1000`);
+    if (!answer.ok) throw new Error(`history: ${answer.status}`);
+    const { intervals, is_cut } = await answer.json();
+    found = [...intervals, ...found];
+    const newer = state.records.filter((record) => !found.length || record.end > found.at(-1).end);
+    state.records = [];
+    for (const record of [...found, ...newer]) add(record);
+    draw();
+    isCut = is_cut && intervals.length > 0;
+  }
 }
 
 function listen() {

@@ -1,24 +1,9 @@
 // What the page reads out of an interval's record (the schema is that of --jsonl): plain numbers, nothing drawn.
 
-const DURATION = /(duration|seconds|time)/;
-const FAILURE = /(fail|expir|reject|late|lost|miss|error)/;
+// The distribution of the transfers' durations, where the connector knows them one by one.
+const durationOf = (part) => part.durations ?? null;
 
-const isDistribution = (field) => field !== null && typeof field === "object" && "count" in field;
-
-// The distribution of the transfers' durations: the first that is called so.
-export function durationOf(part) {
-  const name = Object.keys(part.fields).find((each) => DURATION.test(each) && isDistribution(part.fields[each]));
-  return name === undefined ? null : part.fields[name];
-}
-
-// Counters that tell of something wrong, each by its name; a label set's by name and labels.
-export function failuresOf(part) {
-  const found = {};
-  for (const [name, value] of Object.entries(part.fields)) {
-    if (FAILURE.test(name) && typeof value === "number") found[name] = value;
-  }
-  return found;
-}
+const failuresOf = (part) => part.failures ?? {};
 
 export const sum = (values) => values.reduce((total, value) => total + (value || 0), 0);
 
@@ -34,8 +19,8 @@ export function pointOf(record, chosen) {
   const groups = groupsOf(record, chosen);
   const durations = groups.map(durationOf).filter((each) => each && each.count);
   const length = Math.max(record.end - record.start, 1e-9);
-  const bytes = sum(groups.map((group) => (group.bytes_per_second || 0) * length));
-  const busy = sum(groups.map((group) => (group.mean_in_flight || 0) * length));
+  const bytes = sum(groups.map((group) => group.num_bytes));
+  const busy = sum(groups.map((group) => group.busy_seconds));
   const worst = (key) => (durations.length ? Math.max(...durations.map((each) => each[key])) : null);
   const failures = {};
   for (const group of groups) {
@@ -44,6 +29,8 @@ export function pointOf(record, chosen) {
   return {
     at: record.end,
     seconds: length,
+    bytes,
+    busySeconds: busy,
     wall: bytes / length,
     busy: busy ? bytes / busy : null,
     inFlight: busy / length,
