@@ -15,7 +15,7 @@ from kvxfer.interval import Interval
 from kvxfer.web.messages import Request, Response, Route, as_json
 from kvxfer.web.recent import Recent
 
-EVENT_SECONDS: Final = 2.0
+EVENT_SECONDS: Final = 1.0
 MAX_LISTENERS: Final = 16
 """Pages that are open at once; each has a thread."""
 

@@ -357,3 +357,14 @@ def collect_two(endpoint: str, journal: str) -> None:
     """Go on where the program before has ended, until another row came."""
     with Collector(CollectorConfig(endpoint=endpoint, journal=journal)) as collector:
         wait_until(lambda: transfers(collector) == 2)
+
+
+# --- for who looks on
+
+
+def record_until_killed(endpoint: str, rank: str, engine: str) -> NoReturn:
+    """Record until killed."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, {"engine": engine, "role": "kv_consumer", "rank": rank})
+    while True:
+        record_into(publisher.stats, 50)
+        time.sleep(0.05)

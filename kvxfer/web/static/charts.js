@@ -93,7 +93,9 @@ export function draw(charts, points) {
   charts.throughput.draw(times, { wall: line("wall"), busy: line("busy") });
   charts.latency.draw(times, { P50: positive("p50"), P90: positive("p90"), P99: positive("p99") });
   charts.inFlight.draw(times, { "in flight": line("inFlight") });
-  const names = [...new Set(points.flatMap((point) => Object.keys(point.failures)))].sort().slice(0, 8);
+  const all = [...new Set(points.flatMap((point) => Object.keys(point.failures)))].sort();
+  const some = all.filter((name) => points.some((point) => point.failures[name] > 0));
+  const names = (some.length ? some : all).slice(0, 8);
   charts.failures.draw(
     times,
     Object.fromEntries(names.map((name) => [name, points.map((point) => point.failures[name] ?? 0)])),
