@@ -141,6 +141,16 @@ def test_history_is_of_memory_without_a_journal(collector: Collector, client: Cl
     assert (len(one[0]["intervals"]), one[0]["version"]) == (1, 1)
 
 
+def test_a_long_history_is_cut_at_its_beginning(
+    collector: Collector, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for(lambda: len(client.json("/api/v1/history")["intervals"]) > 2)
+    monkeypatch.setattr(api, "MAX_HISTORY_BYTES", 1)
+    found = client.json("/api/v1/history")
+    assert (len(found["intervals"]), found["is_cut"]) == (1, True)
+    record(collector)
+
+
 def test_history_is_of_the_journal_and_outlives_a_collector(ipc_endpoint: str, tmp_path: Path) -> None:
     config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.2, journal=str(tmp_path / "j.db"))
     with Collector(config) as first:
@@ -351,12 +361,12 @@ def test_what_is_kept_in_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     kept, made = Recent(history=True), Aggregator(CollectorConfig(), 0.0)
     for end in range(1, 100):
         kept.export(made.close_interval(float(end)))
-    assert 1 < len(kept.intervals(0.0, 1e9, 100)) < 50
-    assert len(kept.intervals(98.0, 99.0, 100)) == 1
+    assert 1 < len(list(kept.newest(0.0, 1e9))) < 50
+    assert len(list(kept.newest(98.0, 99.0))) == 1
     none = Recent(history=False)
     none.export(made.close_interval(100.0))
     assert none.last is not None
-    assert none.intervals(0.0, 1e9, 10) == []
+    assert list(none.newest(0.0, 1e9)) == []
 
 
 # --- addresses
