@@ -218,12 +218,18 @@ class History:
             self.close()
             raise
 
-    def intervals(self, start: float, end: float, limit: int = -1) -> list[bytes]:
-        """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`.
+    def intervals(self, start: float, end: float) -> list[bytes]:
+        """The intervals that ended after ``start`` and until ``end``, oldest first; raises `JournalError`."""
+        return _intervals(self._connection, self.path, start, end)
 
-        ``limit``: the last so many of them alone.
-        """
-        return _intervals(self._connection, self.path, start, end, limit)
+    def newest(self, start: float, end: float) -> Iterator[bytes]:
+        """The same, newest first and one at a time: each of many sources takes some MB; raises `JournalError`."""
+        try:
+            query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end DESC"
+            for (blob,) in self._connection.execute(query, (start, end)):
+                yield _unsealed(blob)
+        except (sqlite3.Error, ValueError) as error:
+            raise _unreadable(self.path, error) from error
 
     def spans(self, after: int = 0) -> list[tuple[float, float, int]]:
         """Start, end and number of the intervals whose number is higher, in the order of their ends.
@@ -280,9 +286,9 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
     return int((pages - free) * size)
 
 
-def _intervals(connection: sqlite3.Connection, path: Path, start: float, end: float, limit: int = -1) -> list[bytes]:
-    query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end DESC LIMIT ?"
-    return _rows(connection, path, query, (start, end, limit))[::-1]  # SQLite takes -1 for no limit
+def _intervals(connection: sqlite3.Connection, path: Path, start: float, end: float) -> list[bytes]:
+    query = "SELECT saved FROM interval WHERE end > ? AND end <= ? ORDER BY end"
+    return _rows(connection, path, query, (start, end))
 
 
 def _rows(connection: sqlite3.Connection, path: Path, query: str, arguments: tuple[Any, ...] = ()) -> list[bytes]:

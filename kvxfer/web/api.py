@@ -8,7 +8,7 @@
 ``/api/v1/history?start=&end=&limit=&sources=0``
     ``{"version": 1, "intervals": [record, ...], "is_cut": false}``: the closed intervals that ended after ``start``
     and until ``end`` (Unix seconds), oldest first, the last ``limit`` of them (100, at most 1,000; with ``sources=1``
-    10, at most 20). ``is_cut``: there may be earlier ones. From the journal; without one from memory, then without
+    10, at most 20). ``is_cut``: there are earlier ones. From the journal; without one from memory, then without
     sources.
 
 ``/readyz``
@@ -21,10 +21,13 @@ be read).
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from kvxfer.errors import JournalError
 from kvxfer.exporters.jsonl import as_record
@@ -34,6 +37,7 @@ from kvxfer.web.cached import Cached
 from kvxfer.web.messages import QueryError, Request, Response, Route, as_json, failure
 from kvxfer.web.page import Events, static_routes
 from kvxfer.web.recent import Recent
+from kvxfer.wire import plain
 
 if TYPE_CHECKING:
     from kvxfer.collector import Collector
@@ -43,6 +47,9 @@ VERSION: Final = 1
 
 STALLED_SECONDS: Final = 5.0
 """A collector whose loop has not run for so long does not collect; it does every 0.1 s."""
+
+MAX_HISTORY_BYTES: Final = 32 << 20
+"""Of the records of one response; a record of a thousand groups has some MB."""
 
 _LIMITS: Final = {False: (100, 1000), True: (10, 20)}  # default and most, without and with sources
 
@@ -132,32 +139,43 @@ class Api:
             message = f"limit: expected 1 to {most}, got {limit:g}"
             raise QueryError(message)
         try:
-            with self._one_history:  # each takes a thread's whole attention
-                saved = self._saved(start, end, int(limit) + 1)
-                records = [_paced(each, sources=sources) for each in saved[-int(limit) :]]
+            with self._one_history, self._newest(start, end) as newest:  # each takes a thread's whole attention
+                records, is_cut = _records(newest, int(limit), sources=sources)
         except JournalError as error:
             return failure(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-        return as_json({"version": VERSION, "intervals": records, "is_cut": len(saved) > limit})
+        return as_json({"version": VERSION, "intervals": records, "is_cut": is_cut})
 
-    def _saved(self, start: float, end: float, limit: int) -> list[bytes]:
+    @contextmanager
+    def _newest(self, start: float, end: float) -> Iterator[Iterator[bytes]]:
         path = self._collector.config.journal
         if path is None:
-            return self._recent.intervals(start, end, limit)
+            yield self._recent.newest(start, end)
+            return
         from kvxfer.journal import History  # noqa: PLC0415 - sqlite3, only where it is used
 
         history = History(path)
         try:
-            return history.intervals(start, end, limit)
+            yield history.newest(start, end)
         finally:
             history.close()
 
 
-def _paced(saved: bytes, *, sources: bool) -> dict[str, Any]:
-    """A record; it takes half of the CPU that there is, so that collecting goes on."""
-    began = time.monotonic()
-    record = as_record(decode_interval(saved, sources=sources))
-    time.sleep(time.monotonic() - began)
-    return record
+def _records(newest: Iterator[bytes], limit: int, *, sources: bool) -> tuple[list[msgspec.Raw], bool]:
+    """The records of the newest intervals, oldest first, and whether there are more.
+
+    Making them takes half of the CPU that there is, so that collecting goes on.
+    """
+    records: list[msgspec.Raw] = []
+    num_bytes = 0
+    for saved in newest:
+        if len(records) == limit or num_bytes > MAX_HISTORY_BYTES:
+            return records[::-1], True
+        began = time.monotonic()
+        record = as_record(decode_interval(saved, sources=sources))
+        records.append(msgspec.Raw(msgspec.json.encode(record, enc_hook=plain)))
+        num_bytes += len(bytes(records[-1]))
+        time.sleep(time.monotonic() - began)
+    return records[::-1], False
 
 
 def _flag(query: Mapping[str, str], name: str, *, default: bool) -> bool:

@@ -73,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             self.raw_requestline, _, rest = head.partition(b"\n")
             self.rfile = BytesIO(rest)
             if self.parse_request():
+                self.request_version = max(self.request_version, "HTTP/1.0")  # that of 0.9 would have no headers
                 self._answer()
             self.wfile.flush()
         except OSError:  # gone, or too slow
@@ -166,5 +167,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Answer what the parser refuses, in our own form."""
         del explain
+        self.request_version = (
+            self.protocol_version
+        )  # a head that cannot be read is taken for HTTP/0.9, without headers
         self.command = getattr(self, "command", None) or "GET"
         self._send(failure(HTTPStatus(code), message or HTTPStatus(code).phrase), keep=False)

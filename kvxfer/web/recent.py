@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from kvxfer.interval import Interval
@@ -48,8 +49,8 @@ class Recent:
     def close(self) -> None:
         """Do nothing: what is kept can be asked for until the process ends."""
 
-    def intervals(self, start: float, end: float, limit: int) -> list[bytes]:
-        """The last ``limit`` intervals that ended after ``start`` and until ``end``, oldest first, encoded."""
+    def newest(self, start: float, end: float) -> Iterator[bytes]:
+        """The intervals that ended after ``start`` and until ``end``, newest first, encoded."""
         with self._lock:
-            found = [each.saved for each in self._kept if start < each.end <= end]
-        return found[-limit:]
+            kept = list(self._kept)
+        return (each.saved for each in reversed(kept) if start < each.end <= end)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from captured import TRACE, counted_by_hand
@@ -98,6 +99,10 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("collect", "--curve", "/nowhere"), "/nowhere: No such file or directory: make keys with `kvxfer keygen`"),
         (("collect", "--endpoint", "tcp://*:5999"), "can be reached from beyond this host"),
         (("collect", "--endpoint", "tcp://eth0:5999"), "use --curve DIR, or --insecure"),
+        (("collect", "--http", "here"), "expected HOST:PORT, got 'here': 127.0.0.1:9464 is this host alone"),
+        (("collect", "--http", "203.0.113.7:9464", "--journal", "none"), "cannot serve at http://203.0.113.7:9464: "),
+        (("collect", "--metric-names", "ours"), "--metric-names: expected kvxfer or vllm, got 'ours'"),
+        (("collect", "--metrics-per-source", "-1"), "--metrics-per-source: Expected `int` >= 0"),
         (("keygen", "/proc/nowhere"), "No such file or directory: name a directory that can be written"),
         (("keygen", "/nowhere/keys", "--client", "../up"), "--client '../up': expected letters, digits"),
         (("keygen",), "the following arguments are required: DIR"),
@@ -195,6 +200,20 @@ def test_an_environment_variable_that_does_not_fit_is_named() -> None:
     done = run("collect", KVXFER_INTERVAL="soon")
     assert done.returncode == 2
     assert "KVXFER_INTERVAL: Expected `float`" in done.stderr
+
+
+def test_collect_serves_where_it_is_told_to_and_says_so(ipc_endpoint: str) -> None:
+    environment = {**os.environ, "KVXFER_HTTP": "127.0.0.1:0"}
+    command = [*KVXFER, "collect", "--endpoint", ipc_endpoint, "--journal", "none"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as collector:
+        assert collector.stdout is not None
+        said = "".join(collector.stdout.readline() for _ in range(3))
+        url = re.search(r"serving at (http://127\.0\.0\.1:\d+)\n", said)
+        assert url is not None
+        with urlopen(f"{url[1]}/metrics") as response:  # noqa: S310 - our own
+            assert b"kvxfer_collector_reports_received_total 0" in response.read()
+        collector.terminate()
+        assert collector.wait(30) == 0
 
 
 # --- the journal

@@ -25,7 +25,7 @@ BOUNDARIES: Final[dict[str, tuple[float, ...]]] = {
     "seconds": _decades(-5, 2),
     "bytes": tuple(float(1 << power) for power in range(10, 41, 2)),
     "bytes_per_second": _decades(6, 12),
-    "ratio": (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0),
+    "ratio": (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.0),
 }
 """By the word of the unit: 10 us to 100 s, 1 KiB to 1 TiB, 1 MB/s to 1 TB/s."""
 
