@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import logging
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kvxfer.cli.settings import DAY_SECONDS, Settings, journal_of, read_settings
@@ -57,6 +58,9 @@ def add_parser(commands: "SubParsers") -> None:
         "--http", metavar="HOST:PORT", help="serve /metrics, /healthz, /readyz and /api/v1; a port alone is on loopback"
     )
     parser.add_argument(
+        "--otlp", metavar="URL", help="push each interval to the OTLP endpoint there (http://HOST:4318); extra: otlp"
+    )
+    parser.add_argument(
         "--metric-names", metavar="WHOSE", help="of /metrics: kvxfer (default), or vllm's where it has any"
     )
     parser.add_argument(
@@ -88,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
     if settings.http is not None:
         parse_address(settings.http)  # what is wrong is said before anything is bound
     collector = Collector(config, exporters)
+    _push(settings, collector)
     server = _web(settings, collector)
     logger.info("collecting at %s, a line every %g s", collector.endpoint, settings.interval)
     logger.info("journal: %s", config.journal or "none, what is collected is in memory alone")
@@ -98,6 +103,22 @@ def run(arguments: argparse.Namespace) -> int:
     with contextlib.nullcontext() if server is None else server:
         collector.run()
     return 0
+
+
+def _push(settings: Settings, collector: Collector) -> None:
+    """Let it push, where that was asked for."""
+    if settings.otlp is None:
+        return
+    from kvxfer.exporters.otlp import OtlpExporter  # noqa: PLC0415 - an extra
+
+    # What it says of each export that fails is counted, and said once.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    try:
+        collector.add_exporter(OtlpExporter(partial(collector.snapshot, sources=False), settings.otlp))
+    except KVXferError:
+        collector.stop()
+        raise
+    logger.info("each interval is pushed to %s", settings.otlp)
 
 
 def _web(settings: Settings, collector: Collector) -> WebServer | None:

@@ -35,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upstream_curve: str | None = None
     curve: str | None = None
     insecure: bool = False
+    otlp: str | None = None
     http: str | None = None
     metric_names: Names = "kvxfer"
     metrics_per_source: Annotated[int, msgspec.Meta(ge=0)] = 0
