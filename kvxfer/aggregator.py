@@ -244,8 +244,9 @@ class Aggregator:
         ``sources``: with what each source reported by itself.
         """
         by_key = self._groups.by_key
+        # In its place, so that nobody adds it up once more; and together, which costs a tenth.
+        add_up(part for group in by_key.values() for part in (group.totals, group.open))
         sums = {key: self._sum(group.totals, group.open) for key, group in by_key.items()}
-        add_up(sums.values())  # together, which costs a tenth
         groups = [
             Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(ranks))
             for key, total in sums.items()

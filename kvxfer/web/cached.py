@@ -11,7 +11,7 @@ MIN_SECONDS: Final = 1.0
 """For so long at least what was made is given again."""
 
 MAX_SECONDS: Final = 30.0
-SHARE: Final = 0.01
+SHARE: Final = 0.005
 """Of one CPU that making takes at most, however often one asks: what costs more is kept for longer, up to
 `MAX_SECONDS`. The interpreter runs one thread at a time, so that is what collecting loses."""
 

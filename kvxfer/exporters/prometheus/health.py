@@ -1,6 +1,7 @@
 """What the pipeline counts of itself, as series; every cause that is known has one, at zero before its first time."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Final
@@ -111,6 +112,7 @@ def _add(
         families.add(family, labels, value)
 
 
+@lru_cache  # it is read from a file
 def _version() -> str:
     try:
         return version("kvxfer")
