@@ -212,14 +212,19 @@ def _with_payloads(parts: Sequence[Any]) -> list[tuple[Any, msgspec.Raw]]:
 
 def decode_interval(saved: bytes) -> Interval:
     """The interval in a record, without what no class here reads; raises `JournalError`."""
+    return decode_interval_and_rest(saved)[0]
+
+
+def decode_interval_and_rest(saved: bytes) -> tuple[Interval, set[str]]:
+    """The interval in a record, and the connectors of which something is left out since no class here reads it."""
     try:
         found = _interval_decoder.decode(saved)
     except UNREADABLE as error:
         message = f"a saved interval cannot be read: {error}"
         raise JournalError(message) from error
-    groups = ((group, load_stats(group.connector, group.payload)) for group in found.groups)
-    views = ((view, load_stats(view.connector, view.payload)) for view in found.sources)
-    return Interval(
+    groups = [(group, load_stats(group.connector, group.payload)) for group in found.groups]
+    views = [(view, load_stats(view.connector, view.payload)) for view in found.sources]
+    interval = Interval(
         found.start,
         found.end,
         tuple(
@@ -234,3 +239,5 @@ def decode_interval(saved: bytes) -> Interval:
         found.silent,
         found.departed,
     )
+    unread = {group.connector for group, stats in groups if stats is None}
+    return interval, unread | {view.connector for view, stats in views if stats is None}
