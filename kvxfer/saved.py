@@ -220,14 +220,19 @@ def decode_interval(saved: bytes, *, sources: bool = True) -> Interval:
 
     ``sources``: with what each source reported by itself, nearly all of the cost where there are many.
     """
+    return decode_interval_and_rest(saved, sources=sources)[0]
+
+
+def decode_interval_and_rest(saved: bytes, *, sources: bool = True) -> tuple[Interval, set[str]]:
+    """The same, and the connectors of which something is left out since no class here reads it."""
     try:
         found = _interval_decoder.decode(saved)
     except UNREADABLE as error:
         message = f"a saved interval cannot be read: {error}"
         raise JournalError(message) from error
-    groups = ((group, load_stats(group.connector, group.payload)) for group in found.groups)
-    views = ((view, load_stats(view.connector, view.payload)) for view in (found.sources if sources else ()))
-    return Interval(
+    groups = [(group, load_stats(group.connector, group.payload)) for group in found.groups]
+    views = [(view, load_stats(view.connector, view.payload)) for view in (found.sources if sources else ())]
+    interval = Interval(
         found.start,
         found.end,
         tuple(
@@ -242,3 +247,5 @@ def decode_interval(saved: bytes, *, sources: bool = True) -> Interval:
         found.silent,
         found.departed,
     )
+    unread = {group.connector for group, stats in groups if stats is None}
+    return interval, unread | {view.connector for view, stats in views if stats is None}

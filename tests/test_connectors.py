@@ -485,3 +485,37 @@ def test_rates_of_a_multi_are_over_all_children_that_know_theirs() -> None:
     stats = build("MultiConnector", {"NixlConnector": nixl((1.0, 1.0, MIB, 1)), "OffloadingConnector": OFFLOADED})
     assert stats.moved() == (MIB + 100, 1.0)
     assert build("MultiConnector").moved() is None
+
+
+def test_what_went_wrong_is_told_by_its_counter() -> None:
+    stats = NixlConnectorStats()
+    stats.record_failed_transfer()
+    stats.record_kv_expired_req()
+    stats.record_kv_expired_req()
+    assert {name: count for name, count in stats.failures().items() if count} == {
+        "num_failed_transfers": 1,
+        "num_kv_expired_reqs": 2,
+    }
+    assert set(MooncakeConnectorStats().failures()) == {
+        "num_failed_transfers",
+        "num_failed_recvs",
+        "num_kv_expired_reqs",
+    }
+    assert OffloadingConnectorStats(OFFLOADED).failures() == {}
+
+
+def test_durations_are_those_of_the_transfers_and_of_all_children() -> None:
+    nixl, mooncake = NixlConnectorStats(), MooncakeConnectorStats()
+    nixl.record_transfer(0.5, 0.1, 10, 1)
+    mooncake.record_transfer(1.5, 10, 1)
+    nixl.record_failed_transfer()
+    mooncake.record_failed_transfer()
+    multi = MultiKVConnectorStats({"NixlConnector": nixl, "MooncakeConnector": mooncake})
+    for stats, count, total in ((nixl, 1, 0.5), (multi, 2, 2.0)):
+        durations = stats.durations()
+        assert durations is not None
+        assert (durations.count, durations.sum) == (count, total)
+    assert multi.failures()["num_failed_transfers"] == 2
+    assert (nixl.transfer_duration.count, mooncake.transfer_duration.count) == (1, 1)
+    assert OffloadingConnectorStats(OFFLOADED).durations() is None
+    assert MultiKVConnectorStats().durations() is None

@@ -161,6 +161,9 @@ def test_a_record_has_the_numbers_of_the_line_and_the_rates_unrounded(tmp_path: 
         "p90": pytest.approx(1.8 * 2**20),
         "p99": pytest.approx(1.98 * 2**20),
     }
+    assert (group["num_bytes"], group["busy_seconds"]) == (4 * 2**20, 6.0)
+    assert group["durations"] == group["fields"]["transfer_duration"]
+    assert group["failures"]["num_failed_transfers"] == 0
     assert group["bytes_per_second"] == 4 * 2**20 / 10
     assert group["bytes_per_busy_second"] == 4 * 2**20 / 6
     assert group["mean_in_flight"] == 0.6

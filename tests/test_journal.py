@@ -454,6 +454,22 @@ def test_history_is_read_beside_its_collector_and_without_one(path: Path) -> Non
     history.close()
 
 
+def test_history_lists_its_intervals_and_those_that_came_since(path: Path) -> None:
+    journal = Journal(filled(path))
+    history = History(path)
+    ((*times, first),) = history.spans()
+    assert times == [10.0, 20.0]
+    journal.save(b"", b"", SavedInterval(20.0, 30.0, b"later"))
+    ((*times, second),) = history.spans(first)
+    assert times == [20.0, 30.0]
+    assert (history.saved(first), history.saved(second)) == (b"interval" * 2000, b"later")
+    journal.prune(25.0, BIG)
+    assert history.saved(first) is None
+    assert [number for *_, number in history.spans()] == [second]
+    history.close()
+    journal.close()
+
+
 @pytest.mark.parametrize("name", [*NO_JOURNALS, "nothing", "no bytes"])
 def test_history_of_what_is_no_journal_is_said_and_nothing_is_made(name: str, path: Path) -> None:
     make = {"nothing": lambda _: None, "no bytes": Path.touch}.get(name) or NO_JOURNALS[name][0]

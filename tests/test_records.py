@@ -445,3 +445,14 @@ def test_a_file_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
         open_records(tmp_path)
     with pytest.raises(RecordError, match="null"):
         open_records("a\0b")
+
+
+def test_what_came_of_a_connector_that_is_not_registered_is_said_to_be_missing(tmp_path: Path) -> None:
+    known, unknown = (run([[[1.0]]])[0] for _ in range(2))
+    stranger = tuple(msgspec.structs.replace(group, connector="StrangeConnector") for group in unknown.groups)
+    both = msgspec.structs.replace(known, groups=(*known.groups, *stranger))
+    found = make_report("run", read(journal(tmp_path / "both", [both])), BY)
+    assert found.notes == ("what came of StrangeConnector is left out: it is not registered here",)
+    alone = msgspec.structs.replace(known, groups=stranger)
+    with pytest.raises(RecordError, match="run: StrangeConnector is not registered here: register it, or install"):
+        make_report("run", read(journal(tmp_path / "alone", [alone])), BY)

@@ -203,3 +203,35 @@ def test_a_restarted_worker_beside_its_dead_predecessor_is_named_by_its_pid() ->
     (group,) = interval.groups
     assert (gone_silent.pid, gone_silent.labels) == (1, labels)
     assert (group.labels, group.num_ranks) == ({"engine": "e"}, 2)
+
+
+def departed(interval: Interval) -> list[str]:
+    return [source.id for source in interval.departed]
+
+
+def test_who_leaves_is_named_in_the_interval_in_which_it_did_and_once() -> None:
+    made = Aggregator(CONFIG, 0.0)
+    for name in ("a", "b"):
+        made.feed(report(1, source(name)), 1.0)
+    made.feed(encode(Goodbye(1, source("a"), 1)), 2.0)
+    made.feed(encode(Goodbye(1, source("a"), 1)), 3.0)
+    assert departed(made.close_interval(10.0)) == ["a"]
+    made.feed(encode(Goodbye(1, source("a"), 1)), 11.0)
+    assert departed(made.close_interval(20.0)) == []
+    assert departed(made.close_interval(700.0)) == ["b"]
+
+
+def test_who_is_back_in_the_same_interval_has_not_left() -> None:
+    made = Aggregator(CONFIG, 0.0)
+    made.feed(report(1, source()), 1.0)
+    made.feed(encode(Goodbye(1, source(), 1)), 2.0)
+    made.feed(report(2, source()), 3.0)
+    assert departed(made.close_interval(10.0)) == []
+
+
+def test_who_left_and_was_forgotten_takes_no_room() -> None:
+    made = Aggregator(CollectorConfig(max_sources=2), 0.0)
+    for number in range(10):
+        made.feed(report(1, source(str(number))), 1.0)
+        made.feed(encode(Goodbye(1, source(str(number)), 1)), 1.0)
+    assert departed(made.close_interval(10.0)) == ["8", "9"]

@@ -279,3 +279,31 @@ def test_two_threads_that_count_first_at_once_count_both_where_additions_wait_el
     stats.num_misses.add(1)
     other.join()
     assert stats.num_misses.value == 2
+
+
+class TwoWaysStats(TransferStats):
+    """Loads and stores, and what failed of each."""
+
+    load_duration = Distribution("s", "Of a load.")
+    load_size = Distribution("By", "Of a load.")
+    store_duration = Distribution("s", "Of a store.")
+    store_size = Distribution("By", "Of a store.")
+    num_failed = Counter("{transfer}", "That failed.", labels=("way",), failure=True)
+    num_skipped = Counter("{transfer}", "That were not needed.")
+    record_load = Row(load_duration, load_size, duration=load_duration, size=load_size)
+    record_store = Row(store_duration, store_size, duration=store_duration, size=store_size)
+
+
+def test_durations_are_those_of_all_rows_and_failures_those_of_all_label_sets() -> None:
+    stats = TwoWaysStats()
+    stats.record_load(0.5, 1)
+    stats.record_store(1.0, 2)
+    stats.record_store(2.0, 2)
+    stats.num_failed.labels("in").add(1)
+    stats.num_failed.labels("out").add(2)
+    stats.num_skipped.add(5)
+    durations = stats.durations()
+    assert durations is not None
+    assert (durations.count, durations.sum) == (3, 3.5)
+    assert stats.failures() == {"num_failed": 3}
+    assert (stats.load_duration.count, stats.store_duration.count) == (1, 2)

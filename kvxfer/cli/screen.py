@@ -134,7 +134,7 @@ class Screen:
             _line(pipeline_text(now.pipeline), "bold red" if _has_losses(now.pipeline) else "", width),
             _line(_prompt(view), "reverse", width),
         ]
-        room = height - len(head) - len(foot)
+        room = max(0, height - len(head) - len(foot))
         body = _help(width, room) if view.shows_help else _tables(now, view, width, room)
         return Group(*head, *body, *foot)
 
@@ -142,9 +142,12 @@ class Screen:
 def _prompt(view: View) -> str:
     if view.typed is not None:
         return f"filter: {view.typed}_   Enter keeps it, Esc drops it"
-    said = ["PAUSED"] if view.is_paused else []
-    said += [f"by {view.order}", *([f"filter: {view.filter}"] if view.filter else [])]
-    return f"q quit  s sort  r reverse  f filter  p pause  ? help   {'   '.join(said)}"
+    return "q quit  s sort  r reverse  f filter  p pause  ? help"
+
+
+def _way_of_looking(view: View) -> str:
+    filtered = f", filter: {view.filter}" if view.filter else ""
+    return f"by {view.order}{filtered}{', PAUSED' if view.is_paused else ''}"
 
 
 def _line(text: str, style: str, width: int) -> Any:  # noqa: ANN401 - rich's
@@ -173,7 +176,7 @@ def _tables(now: Now, view: View, width: int, room: int) -> list[Any]:
     groups, ranks = view.sorted(now.groups), view.sorted(view.chosen(now.ranks))
     room_of_groups = max(1, min(len(groups), _MOST_GROUPS, (room - 3) // 2))
     lines = _rows("GROUP (MiB/s, ms)", "ranks", groups, columns, width, room_of_groups)
-    lines.append(_line("", "", width))
+    lines.append(_line(_way_of_looking(view), "dim", width))
     lines += _rows("RANK", "state", ranks, columns, width, room - len(lines) - 1)
     return (lines + [_line("", "", width)] * room)[:room]
 

@@ -149,13 +149,15 @@ def _watch(following: Following, name: str) -> None:
     now, drawn = following.now(), None
     with _keys(), Drawing(console=console, screen=True, auto_refresh=False) as drawing:
         while not view.has_ended:
+            # Of the terminal itself: rich would believe COLUMNS and LINES, which stay as they are when it is resized.
+            console.size = size = os.get_terminal_size(sys.stdout.fileno())
             following.look()
             now = now if view.is_paused else following.now()
             age = 0.0 if now is None else max(0.0, time.time() - now.end)
             # What is drawn depends on these alone: nothing is written to a terminal that shows it already.
-            state = (repr(view), view.shows_help, now and now.end, int(age), console.size)
+            state = (repr(view), view.shows_help, now and now.end, int(age), size)
             if state != drawn:
-                drawing.update(screen.draw(now, view, age, *console.size), refresh=True)
+                drawing.update(screen.draw(now, view, age, *size), refresh=True)
                 drawn = state
             for key in _pressed():
                 view.press(key)

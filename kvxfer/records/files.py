@@ -13,7 +13,7 @@ from kvxfer.errors import RecordError
 from kvxfer.exporters.jsonl import VERSION
 from kvxfer.journal import History
 from kvxfer.records.observed import Line, Observed, of_interval
-from kvxfer.saved import decode_interval
+from kvxfer.saved import decode_interval_and_rest
 
 _SQLITE: Final = b"SQLite format 3\0"
 
@@ -75,7 +75,10 @@ class JournalFile:
     def read(self, span: Span) -> Observed | None:
         """One of them."""
         saved = self._history.saved(span.place)
-        return None if saved is None else of_interval(decode_interval(saved))
+        if saved is None:
+            return None
+        interval, unread = decode_interval_and_rest(saved)
+        return of_interval(interval)._replace(unread=unread)
 
     def close(self) -> None:
         """Close the file."""

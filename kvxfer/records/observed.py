@@ -6,7 +6,7 @@ highest of the intervals: the quantile of all transfers lies between, to within 
 would be no quantile of anything, and hide the interval that had the tail.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
@@ -109,11 +109,13 @@ class Observed(NamedTuple):
     pipeline: Pipeline
     silent: list[Absent]
     departed: list[Absent]
+    unread: Collection[str] = ()
+    """Connectors of which something is missing here, since their class is not."""
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing was reported in it."""
-        return not self.groups
+        return not self.groups and not self.unread
 
 
 OWN_LABELS: Final = ("source", "host", "pid")

@@ -122,7 +122,8 @@ class Reporting:
         self._losses = Losses(before)
         self._first_pipeline: Pipeline | None = None
         self._edges = Edges(wanted)
-        self._connectors: dict[str, None] = {}
+        self._connectors: set[str] = set()
+        self._unread: set[str] = set()
 
     def add(self, observed: Observed) -> None:
         """Take the next interval."""
@@ -131,13 +132,19 @@ class Reporting:
             return
         self._first_pipeline = self._first_pipeline or observed.pipeline
         self._losses.add(observed.pipeline)
-        self._connectors.update(dict.fromkeys(part.connector for part in observed.groups))
+        self._connectors.update(part.connector for part in observed.groups)
+        self._unread.update(observed.unread)
         self._groups.add(observed.groups)
         self._sources.add(observed.sources)
 
     def report(self) -> Report:
         """The report; raises `RecordError` where nothing was reported, or nobody has one of the labels."""
         covered = self._edges.covered()
+        if self._unread and not self._connectors:
+            message = (
+                f"{self._file}: {_listed(self._unread)} is not registered here: register it, or install its package"
+            )
+            raise RecordError(message)
         if not self._connectors:
             message = f"{self._file}: nothing was reported in that range, the warm-up left out: name another one"
             raise RecordError(message)
@@ -181,12 +188,18 @@ class Reporting:
         missing = self._groups.num_transfers() - self._sources.num_transfers() if per_source else 0
         if missing > 0:
             yield f"{missing:,} transfers of sources whose own numbers were not kept are in no row"
+        if self._unread:
+            yield f"what came of {_listed(self._unread)} is left out: it is not registered here"
         first = self._first_pipeline
         if first is not None and not self._losses.knows_beginning and has_losses(first):
             yield "the file begins here: what the pipeline counted before its first interval is counted too"
         gap = covered.end - covered.start - covered.seconds
         if gap > max(1.0, 0.01 * covered.seconds):
             yield f"no collector ran for {gap:,.1f} s of the range: they are not counted as seconds"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def has_losses(pipeline: Pipeline) -> bool:
