@@ -50,7 +50,7 @@ LAYERS = (
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
     ("clock", "commits", "exporting", "delivering", "draining", "publisher", "collector"),
-    ("exporters", "web"),
+    ("exporters", "web", "shipped"),
     ("integrations", "workload", "records"),
     ("cli", "__main__"),
 )

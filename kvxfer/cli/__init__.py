@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kvxfer.cli import collect, demo, keygen, replay, report, top
+from kvxfer.cli import collect, dashboard, demo, keygen, replay, report, top
 from kvxfer.errors import KVXferError
 
-_COMMANDS = (collect, top, report, demo, replay, keygen)
+_COMMANDS = (collect, top, report, dashboard, demo, replay, keygen)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
