@@ -161,12 +161,28 @@ def hostile(intervals: list[Interval]) -> list[Interval]:
     ]
 
 
-@pytest.mark.parametrize("form", ["table", "markdown"])
+@pytest.mark.parametrize("form", ["table", "markdown", "csv"])
 def test_what_a_peer_named_moves_no_cursor_and_breaks_no_table(said: Said, tmp_path: Path, form: str) -> None:
     path = journal(tmp_path / "j", hostile(run(TWO_RANKS)))
     for out in (said(path, "--format", form), said("--compare", path, path, "--format", form)):
         assert "\x1b" not in out
         assert (r"e\|\\x1b\[31m\\n\`x\`" if form == "markdown" else r"e|\x1b[31m\n`x`") in out
+
+
+def test_csv_has_a_column_for_a_label_that_only_some_have(said: Said, tmp_path: Path) -> None:
+    one, other = run(TWO_RANKS), run(TWO_RANKS)
+    bare = [
+        msgspec.structs.replace(
+            each, groups=(*each.groups, *(msgspec.structs.replace(group, labels={}) for group in each.groups))
+        )
+        for each in one
+    ]
+    path = journal(tmp_path / "j", bare)
+    for out in (
+        said(path, "--format", "csv"),
+        said("--compare", journal(tmp_path / "o", other), path, "--format", "csv"),
+    ):
+        assert {row["engine"] for row in csv.DictReader(io.StringIO(out))} == {"e", ""}
 
 
 def test_a_torn_last_line_is_said_and_left_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

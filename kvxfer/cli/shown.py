@@ -28,6 +28,7 @@ _RATES: Final = (
 _BOUNDS: Final = (
     "low..high: the lowest and the highest of the intervals, since quantiles in JSON lines do not merge to one"
 )
+_ESTIMATES: Final = "P50, P90, P99: of a histogram, within 1.1 %"
 _FAILURES: Final = "num_failures"
 _COLUMNS: Final = {column.key: column for column in COLUMNS}
 
@@ -38,8 +39,9 @@ def report_text(report: Report, form: str, paint: Painter) -> str:
         return _json(report)
     if form == "csv":
         return _csv(flat(report))
+    remarks = [*_counted(report), *_explained([report])]
     head = marked(_range(report)) if form == "markdown" else printable(_range(report))
-    return "\n".join([head, "", _table(report, _tabled(form, paint)), "", *_remarks(report, form)])
+    return "\n".join([head, "", _table(report, _tabled(form, paint)), "", *_listed(remarks, form)])
 
 
 def comparison_text(comparison: Comparison, form: str, paint: Painter) -> str:
@@ -47,34 +49,16 @@ def comparison_text(comparison: Comparison, form: str, paint: Painter) -> str:
     if form == "json":
         return _json(comparison)
     if form == "csv":
-        return _csv([line for row in comparison.rows for line in _flat_changes(row)])
+        by = comparison.first.by
+        return _csv([line for row in comparison.rows for line in _flat_changes(row, by)])
     reports = (comparison.first, comparison.second)
     names = _names(reports)
+    named = list(zip(names, reports, strict=True))
+    head = [f"{name}: {_range(report, named=False)}" for name, report in named]
     blocks = [_block(comparison, row, names, _tabled(form, paint), _title(form, paint)) for row in comparison.rows]
-    return "\n".join(
-        [
-            *_listed(
-                [f"{name}: {_range(report, named=False)}" for name, report in zip(names, reports, strict=True)], form
-            ),
-            "",
-            "\n\n".join(blocks),
-            "",
-            *_listed(
-                [
-                    *comparison.notes,
-                    *(
-                        f"{name}: {line}"
-                        for name, report in zip(names, reports, strict=True)
-                        for line in _counted(report)
-                    ),
-                    _RATES,
-                    *([_BOUNDS] if any(map(_has_bounds, reports)) else []),
-                    *([_estimates()] if any(map(_is_estimated, reports)) else []),
-                ],
-                form,
-            ),
-        ]
-    )
+    counted = [f"{name}: {line}" for name, report in named for line in _counted(report)]
+    remarks = [*comparison.notes, *counted, *_explained(reports)]
+    return "\n".join([*_listed(head, form), "", "\n\n".join(blocks), "", *_listed(remarks, form)])
 
 
 def _title(form: str, paint: Painter) -> Callable[[str], str]:
@@ -95,7 +79,9 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(
+        {key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows
+    )
     return out.getvalue().rstrip("\n")
 
 
@@ -123,9 +109,10 @@ def _table(report: Report, tabled: Tabled) -> str:
     return tabled(header, rows, [*range(len(report.by)), len(header) - 1])
 
 
-def _remarks(report: Report, form: str) -> list[str]:
-    estimates = [_estimates()] if _is_estimated(report) else []
-    return _listed([*_counted(report), _RATES, *([_BOUNDS] if _has_bounds(report) else []), *estimates], form)
+def _explained(reports: Sequence[Report]) -> list[str]:
+    """What the numbers of these reports mean."""
+    bounds = [_BOUNDS] if any(map(_has_bounds, reports)) else []
+    return [_RATES, *bounds, *([_ESTIMATES] if any(map(_is_estimated, reports)) else [])]
 
 
 def _counted(report: Report) -> list[str]:
@@ -146,10 +133,6 @@ def pipeline_line(pipeline: Pipeline) -> str:
 
 def _listed(lines: Sequence[str], form: str) -> list[str]:
     return [f"- {marked(line)}" for line in lines] if form == "markdown" else list(map(printable, lines))
-
-
-def _estimates() -> str:
-    return "P50, P90, P99: of a histogram, within 1.1 %"
 
 
 def _is_estimated(report: Report) -> bool:
@@ -229,10 +212,10 @@ def _percent_text(first: float, second: float) -> str:
     return _signed(100.0 * (second - first) / first) if first and second else "-"
 
 
-def _flat_changes(row: ChangedRow) -> list[dict[str, Any]]:
+def _flat_changes(row: ChangedRow, by: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
-            **row.labels,
+            **{name: row.labels.get(name) for name in by},
             "where": row.where,
             "column": change.column,
             "first_low": change.first and change.first.low,

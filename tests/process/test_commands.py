@@ -96,6 +96,7 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("collect", "--retention", "long"), "--retention: Expected `float`, got `str` - at `$.retention`, got 'long'"),
         (("collect", "--retention", "-1"), "retention_seconds >= 0 and max_journal_bytes >= 0, got -86400.0, "),
         (("collect", "--jsonl", "/nowhere/x.jsonl"), "/nowhere/x.jsonl: No such file or directory"),
+        (("collect", "--slow-factor", "1"), "slow_factor must be above 1, or 0 for no such warning, got 1.0"),
         (("collect", "--curve", "/nowhere"), "/nowhere: No such file or directory: make keys with `kvxfer keygen`"),
         (("collect", "--endpoint", "tcp://*:5999"), "can be reached from beyond this host"),
         (("collect", "--endpoint", "tcp://eth0:5999"), "use --curve DIR, or --insecure"),
