@@ -4,6 +4,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,7 @@ from kvxfer.config import CollectorConfig
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 from kvxfer.units import mib
+from kvxfer.web import WebServer, parse_address
 from kvxfer.workload.mover import MOVERS, SHORT_NAMES, mover_class
 from kvxfer.workload.run import DEFAULT_BLOCK_BYTES, Outcome, Workload
 from kvxfer.workload.trace import Transfer
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, interval: float) -> None:
     parser.add_argument("--endpoint", metavar="URL", help="where the collector binds (default: a private ipc path)")
     parser.add_argument("--journal", metavar="PATH", help="keep the intervals in this journal (default: none)")
     parser.add_argument("--jsonl", metavar="FILE", help="append each interval as a line of JSON")
+    parser.add_argument("--http", metavar="ADDRESS", help="serve the page and /metrics there: HOST:PORT, or a port")
     parser.add_argument("--summary-json", metavar="FILE", help="write the comparison as JSON")
 
 
@@ -59,7 +62,9 @@ def move(
 ) -> int:
     """Run the workload beside a collector, print lines and comparison; 0 where recorded equals collected, else 1."""
     connector = SHORT_NAMES.get(arguments.connector, arguments.connector)
-    mover_class(connector)  # an unknown one is said before anything is started
+    mover_class(connector)  # what is wrong is said before anything is started
+    if arguments.http:
+        parse_address(arguments.http)
     with tempfile.TemporaryDirectory(prefix="kvxfer-") as directory:
         endpoint = arguments.endpoint or f"ipc://{Path(directory) / 'collector.ipc'}"
         config = CollectorConfig(
@@ -68,7 +73,7 @@ def move(
         exporters: list[Exporter] = [LogExporter(progress.print, per_rank=arguments.per_rank)]
         if arguments.jsonl:
             exporters.append(JsonlExporter(arguments.jsonl))
-        with Collector(config, exporters) as collector:
+        with Collector(config, exporters) as collector, _serving(arguments.http, collector, progress.print):
             workload = Workload(
                 connector, collector.endpoint, workers=arguments.workers, block_bytes=arguments.block_bytes
             )
@@ -77,6 +82,14 @@ def move(
             summary = _when_arrived(connector, arguments.workers, outcome, collector)
     progress.clear()
     return _conclude(summary, arguments)
+
+
+def _serving(address: str | None, collector: Collector, say: Callable[[str], object]) -> AbstractContextManager[object]:
+    if not address:
+        return nullcontext()
+    server = WebServer(collector, address)
+    say(f"serving at {server.url}")
+    return server
 
 
 def _when_arrived(connector: str, workers: int, outcome: Outcome, collector: Collector) -> Summary:
