@@ -1,0 +1,93 @@
+"""The page's files and the events that it listens to; how it looks and feels is tested in a real browser."""
+
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.publisher import StatsPublisher
+from kvxfer.web import WebServer, page
+
+
+@pytest.fixture
+def server(ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
+    monkeypatch.setattr(page, "EVENT_SECONDS", 0.01)
+    config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.1)
+    with Collector(config) as collector, WebServer(collector, "127.0.0.1:0") as running:
+        with StatsPublisher("NixlConnector", ipc_endpoint, {"engine": "a"}, linger=10.0) as publisher:
+            publisher.stats.record_transfer(0.5, 0.001, 1024, 2)
+        yield running
+
+
+@contextmanager
+def got(server: WebServer, path: str) -> Iterator[http.client.HTTPResponse]:
+    with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
+        connection.request("GET", path)
+        with connection.getresponse() as response:
+            yield response
+
+
+def events(server: WebServer) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a page is told, until the stream ends."""
+    with got(server, "/events") as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        name = ""
+        for line in response:
+            if line.startswith(b"event: "):
+                name = line[7:].strip().decode()
+            elif line.startswith(b"data: "):
+                yield name, json.loads(line[6:])
+
+
+def test_the_page_and_all_that_it_names_are_served_and_nothing_is_asked_of_elsewhere(server: WebServer) -> None:
+    with got(server, "/") as response:
+        assert response.status == 200
+        assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+        assert "unsafe" not in response.headers["Content-Security-Policy"]
+        content = response.read().decode()
+    named = re.findall(r'(?:src|href)="((?!data:|#|api)[^"]+)"', content)
+    assert len(named) >= 4
+    for path in named:
+        with got(server, f"/{path}") as response:
+            assert (response.status, response.headers["X-Content-Type-Options"]) == (200, "nosniff"), path
+    for file in files("kvxfer.web").joinpath("static").iterdir():
+        if file.name.endswith((".html", ".css", ".js")) and not file.name.startswith("uplot"):
+            text = file.read_text("utf-8")
+            assert not re.search(r"https?://|innerHTML|insertAdjacentHTML|document\.write|eval", text), file.name
+
+
+def test_a_page_is_told_each_interval_with_its_sources_and_the_totals_without(server: WebServer) -> None:
+    told: dict[str, dict[str, Any]] = {}
+    for name, record in events(server):
+        if name == "totals" or record["sources"]:
+            told[name] = record
+        if len(told) == 2 and told["totals"]["groups"]:
+            break
+    assert told["totals"]["sources"] == []
+    assert [source["labels"] for source in told["interval"]["sources"]] == [{"engine": "a"}]
+    assert told["totals"]["groups"][0]["durations"]["count"] == 1
+
+
+def test_no_more_pages_listen_than_may_and_one_that_leaves_makes_room(server: WebServer) -> None:
+    listening = [events(server) for _ in range(page.MAX_LISTENERS)]
+    for each in listening:
+        next(each)
+    assert list(events(server)) == []
+    for each in listening:
+        each.close()  # type: ignore[attr-defined]
+    while not list(zip(range(1), events(server), strict=False)):
+        pass
+
+
+def test_a_server_that_stops_ends_the_streams(server: WebServer) -> None:
+    listening = events(server)
+    next(listening)
+    server.stop()
+    assert all(name in ("interval", "totals") for name, _ in listening)
