@@ -10,7 +10,8 @@ from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
-from kvxfer.exporters.warning import SLOW_FACTOR, WarningExporter
+from kvxfer.exporters.warning import WarningExporter
+from kvxfer.watching import SLOW_FACTOR
 
 if TYPE_CHECKING:
     from kvxfer.cli.commands import SubParsers
