@@ -22,6 +22,9 @@ MIN_TRANSFERS: Final = 20
 MIN_OTHERS: Final = 2
 """With one other it is open which of the two is the odd one."""
 
+SLOW_FACTOR: Final = 3.0
+"""Ranks of one group differ by some ten per cent; a NIC that fell back to tcp, or a throttled host, by more than 3."""
+
 REPEAT_SECONDS: Final = 600.0
 """A worker that stays slow, or is slow now and then, is said so often at most."""
 
@@ -121,15 +124,10 @@ class SlowWatch:
         return groups
 
     def _outliers(self, group: Sequence[tuple[SourceView, Pace]]) -> Iterable[tuple[SourceView, str]]:
-        if len(group) <= MIN_OTHERS:
-            return
-        # With its own among them: one of three does not move it, and half of a group is no outlier.
-        usual = Pace(*(median(column) for column in zip(*(pace for _, pace in group), strict=True)))
-        for view, pace in group:
-            times = [mine / common if common else 0.0 for mine, common in zip(pace, usual, strict=True)]
-            if min(times) >= self._factor:
-                p90 = f"P90 {pace.p90_seconds * 1e3:.3g} ms, {times[1]:.1f} times that of the group"
-                yield view, f"{p90}, and {times[0]:.1f} times as long for a byte"
+        for number, times in outliers([pace for _, pace in group], self._factor):
+            view, pace = group[number]
+            p90 = f"P90 {pace.p90_seconds * 1e3:.3g} ms, {times.p90_seconds:.1f} times that of the group"
+            yield view, f"{p90}, and {times.seconds_per_byte:.1f} times as long for a byte"
 
     def _is_due(self, view: SourceView, now: float) -> bool:
         """Count the interval; whether it is to be said in it."""
@@ -154,6 +152,18 @@ class SlowWatch:
             held.in_a_row = 0
             if held.said_at is None or now - held.said_at >= REPEAT_SECONDS:
                 del self._slow[place]
+
+
+def outliers(group: Sequence[Pace], factor: float) -> Iterable[tuple[int, Pace]]:
+    """The positions of those that are so many times slower than the median of a group, and how many times."""
+    if len(group) <= MIN_OTHERS:
+        return
+    # With its own among them: one of three does not move it, and half of a group is no outlier.
+    usual = Pace(*(median(column) for column in zip(*group, strict=True)))
+    for number, pace in enumerate(group):
+        times = Pace(*(mine / common if common else 0.0 for mine, common in zip(pace, usual, strict=True)))
+        if min(times) >= factor:
+            yield number, times
 
 
 def _pace(stats: KVConnectorStats) -> Pace | None:

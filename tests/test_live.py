@@ -82,6 +82,15 @@ def test_a_rank_that_reports_again_is_live_though_it_was_gone() -> None:
     assert states(seen(idle(-1, departed=[0]), *ranks(1))) == {"0": "live"}
 
 
+def test_one_that_is_slower_than_its_group_is_slow_at_once() -> None:
+    (interval,) = run([[[0.001] * 20, [0.001] * 20, [0.001] * 20, [0.01] * 20]])
+    now = seen(of_interval(interval))
+    assert states(now) == {"0": "live", "1": "live", "2": "live", "3": "slow"}
+    assert [row.state for row in pressed("s").sorted(now.ranks)][:2] == ["slow", "live"]
+    (few,) = run([[[0.001] * 19, [0.001] * 19, [0.001] * 19, [0.01] * 19]])
+    assert states(seen(of_interval(few)))["3"] == "live"
+
+
 # --- keys
 
 

@@ -13,7 +13,8 @@ from kvxfer.config import CollectorConfig
 from kvxfer.errors import KVXferError
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
-from kvxfer.exporters.warning import SLOW_FACTOR, WarningExporter
+from kvxfer.exporters.warning import WarningExporter
+from kvxfer.watching import SLOW_FACTOR
 from kvxfer.web import WebServer, parse_address
 
 if TYPE_CHECKING:

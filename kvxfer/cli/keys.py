@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from kvxfer.records.columns import COLUMNS, Column
-from kvxfer.records.live import GONE, IDLE, LIVE, SILENT, LiveRow
+from kvxfer.records.live import GONE, IDLE, LIVE, SILENT, SLOW, LiveRow
 
 HELP: Final = (
     ("q", "quit"),
@@ -15,7 +15,7 @@ HELP: Final = (
     ("?", "this help"),
 )
 
-_STATES: Final = {state: number for number, state in enumerate((SILENT, GONE, LIVE, IDLE))}
+_STATES: Final = {state: number for number, state in enumerate((SILENT, SLOW, GONE, LIVE, IDLE))}
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
 _MOST_TYPED: Final = 60
 

@@ -6,13 +6,14 @@ from kvxfer.cli.keys import HELP, View
 from kvxfer.cli.tables import Cell, Painter, aligned
 from kvxfer.interval import Pipeline
 from kvxfer.records.columns import COLUMNS, Column, digits, kinds_of, shown
-from kvxfer.records.live import GONE, IDLE, SILENT, LiveRow, Now
+from kvxfer.records.live import GONE, IDLE, SILENT, SLOW, LiveRow, Now
 from kvxfer.records.times import clock
 from kvxfer.reporting import printable
 from kvxfer.units import mib
+from kvxfer.watching import SLOW_FACTOR
 
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
-_STYLES: Final = {SILENT: "bold red", GONE: "dim", IDLE: "dim"}
+_STYLES: Final = {SILENT: "bold red", SLOW: "bold yellow", GONE: "dim", IDLE: "dim"}
 
 _NARROW: Final = ("num_transfers", "bytes_per_second", "bytes_per_busy_second", "p50_seconds", "p99_seconds")
 _WIDE: Final = (
@@ -163,7 +164,8 @@ def _help(width: int, room: int) -> list[Any]:
     lines += [
         "  wall: bytes over the seconds of the interval",
         "  busy: bytes over the summed durations of transfers, which overlap",
-        "  silent: no sign of life; gone: it left, or was given up; idle: nothing moved",
+        "  silent: no sign of life; gone: it left, or was given up; idle: nothing moved;",
+        f"  slow: {SLOW_FACTOR:g} times slower than its group, by P90 and per byte",
         "",
         "  any key leaves this help",
     ]
@@ -192,7 +194,7 @@ def _rows(title: str, second: str, rows: list[LiveRow], columns: list[Column], w
         state = row.state if second == "state" else f"{row.row.num_ranks:,}"
         numbers = [shown(column.read(row.row), column) for column in columns]
         text = _joined([row.name, state, *numbers, digits(row.row.num_failures)], widths, name_width)
-        lines.append(_line(text, "red" if row.row.num_failures else _STYLES.get(row.state, ""), width))
+        lines.append(_line(text, _STYLES.get(row.state) or ("red" if row.row.num_failures else ""), width))
     if len(fitting) < len(rows):
         lines.append(_line(f"{len(rows) - len(fitting):,} more: sort (s) or filter (f)", "dim", width))
     return lines

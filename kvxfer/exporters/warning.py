@@ -5,17 +5,13 @@ An exporter of its own, so that who logs lines elsewhere gets no sentences among
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
 from kvxfer.interval import Interval
-from kvxfer.watching import SilentWatch, SlowWatch
+from kvxfer.watching import SLOW_FACTOR, SilentWatch, SlowWatch
 
 logger = logging.getLogger("kvxfer")
-
-SLOW_FACTOR: Final = 3.0
-"""Ranks of one group differ by some ten per cent; a NIC that fell back to tcp, or a throttled host, by more than 3."""
 
 
 class WarningExporter:

@@ -7,10 +7,12 @@ the one to be looked for.
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
+from kvxfer.distribution import DistributionState
 from kvxfer.interval import Pipeline
-from kvxfer.records.observed import OWN_LABELS, Observed, Part
+from kvxfer.records.observed import OWN_LABELS, Observed, Part, durations_of
 from kvxfer.records.report import CONNECTOR, ReportRow, make_row
 from kvxfer.records.totals import Totals
+from kvxfer.watching import MIN_TRANSFERS, SLOW_FACTOR, Pace, outliers
 
 GONE_SECONDS: Final = 60.0
 """How long one that has left is shown."""
@@ -21,7 +23,7 @@ FORGET_SECONDS: Final = 900.0
 _UNKNOWN: Final = ""
 """The connector of a source of which only its silence was told."""
 
-LIVE, IDLE, SILENT, GONE = "live", "idle", "silent", "gone"
+LIVE, IDLE, SILENT, GONE, SLOW = "live", "idle", "silent", "gone", "slow"
 
 
 class LiveRow(NamedTuple):
@@ -76,6 +78,8 @@ class Live:
         departed = {absent.source for absent in observed.departed}
         unseen = silent.keys() - {source for source, _ in self._known}
         self._known.update({(source, _UNKNOWN): _Known(silent[source], now) for source in unseen})
+        for place in _slow(observed):
+            self._known[place].state = SLOW
         for (source, _), known in self._known.items():
             if source in silent:
                 known.state, known.seen_at = SILENT, now
@@ -100,6 +104,27 @@ class Live:
             )
         total = _row("all", last.groups, sum(part.num_ranks for part in last.groups), seconds).row
         return Now(last.start, last.end, total, groups, ranks, last.pipeline)
+
+
+def _slow(observed: Observed) -> Iterable[tuple[str, str]]:
+    """Those that are slower than their group by the factor at which the log warns of it too; here at once."""
+    names = sorted({name for group in observed.groups for name in group.labels})
+    groups: dict[tuple[str | None, ...], list[tuple[tuple[str, str], Pace]]] = {}
+    for part in observed.sources:
+        pace = _pace(part)
+        if pace is not None:
+            key = (part.connector, *map(part.labels.get, names))
+            groups.setdefault(key, []).append(((part.source, part.connector), pace))
+    for group in groups.values():
+        for number, _ in outliers([pace for _, pace in group], SLOW_FACTOR):
+            yield group[number][0]
+
+
+def _pace(part: Part) -> Pace | None:
+    held = durations_of(part.durations) if isinstance(part.durations, DistributionState) else part.durations
+    if held is None or held.count < MIN_TRANSFERS or not part.num_bytes:
+        return None
+    return Pace((part.busy_seconds or 0.0) / part.num_bytes, held.quantiles["p90"].high)
 
 
 def _is_over(known: _Known, now: float) -> bool:

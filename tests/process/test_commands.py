@@ -353,3 +353,22 @@ def test_a_report_whose_reader_has_ended_says_nothing(tmp_path: Path) -> None:
         assert report.stderr is not None
         assert report.stderr.read() == ""
     assert report.returncode == 1
+
+
+def test_top_without_a_terminal_prints_the_intervals_of_the_endpoints_collector(
+    ipc_endpoint: str, tmp_path: Path
+) -> None:
+    state = {"XDG_STATE_HOME": str(tmp_path)}
+    with collecting(ipc_endpoint, "--interval", "1", **state):
+        begin = time.time()
+        record_failures(ipc_endpoint, 3)
+        (journal,) = (tmp_path / "kvxfer").glob("*.db")
+        wait_for_interval(journal, begin)
+        command = [*KVXFER, "top", "--endpoint", ipc_endpoint]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **state}) as top:
+            assert top.stdout is not None
+            lines = [line for line, _ in zip(top.stdout, range(12), strict=False)]
+            top.terminate()
+    assert top.returncode == 0
+    assert any(line.startswith("rank  ") for line in lines)
+    assert any(line.startswith("pipeline: ") for line in lines)
