@@ -72,6 +72,7 @@ class SavedSource(msgspec.Struct, array_like=True):
     totals: dict[str, msgspec.Raw]
     num_ranks: int = 1
     period: float = 0.0
+    most_ranks: int = 1
 
 
 class SavedState(msgspec.Struct, array_like=True):

@@ -55,6 +55,7 @@ class KnownSource:
         "groups",
         "last_seen",
         "lost",
+        "most_ranks",
         "num_ranks",
         "open",
         "period",
@@ -78,7 +79,9 @@ class KnownSource:
         self.period = 0.0
         """Seconds that its last report covers, as far as they are believed: so long it may have nothing to tell."""
         self.num_ranks = 1
-        """How many publishers it speaks for: more than one where it is a collector that relays."""
+        """How many publishers it speaks for, by its last report: more than one where it is a collector that relays."""
+        self.most_ranks = 1
+        """The most that it has spoken for."""
 
     def __repr__(self) -> str:
         """Give id, numbers and end."""
@@ -107,6 +110,7 @@ class KnownSource:
             {},
             self.num_ranks,
             self.period,
+            self.most_ranks,
         )
 
     @classmethod
@@ -116,6 +120,7 @@ class KnownSource:
         known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
         known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
         known.num_ranks, known.period = saved.num_ranks, saved.period
+        known.most_ranks = max(saved.most_ranks, saved.num_ranks)
         for held, parts in ((known.open, saved.stats), (known.totals, saved.totals)):
             loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
             held |= {connector: Sum(stats) for connector, stats in loaded.items() if stats is not None}
@@ -181,7 +186,7 @@ class Sources:
         self.by_bytes[known.encoded] = self._by_id[known.source.id] = known
         if known.is_gone:
             self._gone[known.encoded] = None
-        if known.num_ranks > 1:
+        if known.most_ranks > 1:
             self._relays[known.encoded] = known
         return known
 
@@ -248,13 +253,14 @@ class Sources:
 
     def speaks_for(self, known: KnownSource, num_ranks: int) -> None:
         """Note how many publishers a source speaks for."""
-        known.num_ranks = num_ranks
+        known.num_ranks, known.most_ranks = num_ranks, max(num_ranks, known.most_ranks)
         self._relays[known.encoded] = known
 
-    def num_ranks(self, sources: set[bytes]) -> int:
-        """How many publishers these are, with those that they speak for."""
+    def num_ranks(self, sources: set[bytes], *, ever: bool = False) -> int:
+        """How many publishers these are, with those that they speak for, now or ``ever``."""
         # The intersection goes through the smaller of the two: relays of very many groups would be quadratic otherwise.
-        return len(sources) + sum(self._relays[encoded].num_ranks - 1 for encoded in self._relays.keys() & sources)
+        relays = [self._relays[encoded] for encoded in self._relays.keys() & sources]
+        return len(sources) + sum((known.most_ranks if ever else known.num_ranks) - 1 for known in relays)
 
     # --- who lives
 

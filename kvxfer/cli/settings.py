@@ -9,12 +9,8 @@ import msgspec
 
 from kvxfer.config import CollectorConfig, default_endpoint, default_journal
 from kvxfer.errors import ConfigError
-<<<<<<< HEAD
 from kvxfer.exporters.prometheus import Names
-from kvxfer.exporters.warning import SLOW_FACTOR
-=======
 from kvxfer.watching import SLOW_FACTOR
->>>>>>> report
 
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0
