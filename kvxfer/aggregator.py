@@ -11,13 +11,7 @@ from typing import Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.contract import KVConnectorStats
-from kvxfer.errors import (
-    ConfigError,
-    JournalError,
-    KVXferError,
-    PeerError,
-    UnknownConnectorError,
-)
+from kvxfer.errors import ConfigError, JournalError, KVXferError, PeerError, UnknownConnectorError
 from kvxfer.groups import Groups
 from kvxfer.interval import Group, Interval, Pipeline
 from kvxfer.opening import cause_of, class_of_somebody_else, empty_stats, open_stats
@@ -105,8 +99,7 @@ class Aggregator:
                 return self._take(message, part, now)
             if isinstance(message, KVXferError):
                 raise message
-            self.sources.part(message, now)
-            self._forget_evicted()
+            self.sources.part(self._admitted(message, now), message, now)
         except KVXferError as error:
             self.reject(error)
             # Its publisher keeps what is of an unknown connector, until a collector comes that knows it.
@@ -158,7 +151,9 @@ class Aggregator:
         stats = self._opened(report) if part is None else part
         if known is None:
             known = self._admitted(report, now)
-        self.sources.take(known, report, now)
+        if not self.sources.take(known, report, now):  # known again, since it was forgotten: that is to be kept
+            self._duplicate += 1
+            return True
         known.clock_offset = now - report.end
         if report.ranks != known.num_ranks:
             self.sources.speaks_for(known, report.ranks)
@@ -173,9 +168,13 @@ class Aggregator:
             self._check_room(report, stats)
         return stats
 
-    def _admitted(self, report: Report, now: float) -> KnownSource:
-        known = self.sources.admit(report.source, now)
-        self._forget_evicted()
+    def _admitted(self, message: Report | Goodbye, now: float) -> KnownSource:
+        known = self.sources.admit(message.source, now)
+        for evicted in self.sources.evicted:
+            self._groups.forget(evicted.encoded)
+            self._views.forget(evicted)
+        self.sources.evicted.clear()
+        self._views.admit(known)
         return known
 
     def _count_in(self, connector: str, known: KnownSource, part: KVConnectorStats | PackedReport) -> None:
@@ -206,11 +205,6 @@ class Aggregator:
                 message = f"{report.connector} keeps lists, of which {MAX_GROWING_BYTES} bytes came in one interval"
                 raise IntervalFullError(message)
 
-    def _forget_evicted(self) -> None:
-        for encoded in self.sources.evicted:
-            self._groups.forget(encoded)
-        self.sources.evicted.clear()
-
     # --- out
 
     def tick(self, now: float) -> list[Interval]:
@@ -220,22 +214,22 @@ class Aggregator:
     def close_interval(self, now: float) -> Interval:
         """Close the interval now and begin the next one."""
         self.sources.expire(now)
-        viewed = [(place, self._views.known[place], held) for place, held in self._views.close().items()]
+        viewed = self._views.close()
         add_up(group.open for group in self._groups.by_key.values())
         groups = tuple(
             Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(group.ranks))
             for key, group in self._groups.by_key.items()
             if (stats := group.open.stats) is not None
         )
-        views = ClosedViews([self._seen(known, place.connector, held, now) for place, known, held in viewed])
+        views = ClosedViews([self._seen(known, connector, held, now) for known, connector, held in viewed])
         interval = Interval(self._start, now, groups, views, self.pipeline(now), self.sources.silent(now))
         for group in self._groups.by_key.values():
             self._add_to(group.totals, group.open)
             # Not those that reported, were gone and made room within this interval: nobody would forget them later.
             group.total_ranks |= group.ranks & self.sources.by_bytes.keys()
             group.open, group.ranks = Sum(), set()
-        for place, known, held in viewed:
-            self._add_to(known.totals.setdefault(place.connector, Sum()), held)
+        for known, connector, held in viewed:
+            self._add_to(known.totals.setdefault(connector, Sum()), held)
         add_up(total for known in self._views.known.values() for total in known.totals.values() if total.is_full)
         self._growing_bytes = 0
         self._start = now
@@ -323,6 +317,8 @@ class Aggregator:
             self._cut,
             self._rejected_observations,
             list(self._carried),
+            self.sources.forgotten.save(),
+            self._views.save(positions),
         )
         yield
         for start in range(0, len(known), AT_ONCE):
@@ -370,9 +366,9 @@ class Aggregator:
             state.rejected_observations,
         )
         self.sources.num_lost = state.lost
-        for saved_source in state.sources:
-            known = self.sources.add(KnownSource.restored(saved_source, self._start))
-            self._views.restore(known)
+        known = [self.sources.add(KnownSource.restored(source, self._start)) for source in state.sources]
+        self.sources.forgotten.restore(state.forgotten)
+        self._views.restore(state.views, known)
         self._groups.restore(state.groups, [source.encoded for source in state.sources])
         for frame in state.carried:
             try:

@@ -20,7 +20,7 @@ from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError, JournalError, JournalHeldError
 from kvxfer.interval import Interval
 from kvxfer.relay import Relay
-from kvxfer.saved import Batch, SavedInterval, Steps, encoding_interval
+from kvxfer.saved import SavedInterval, Steps, TakenFrames, encoding_interval
 from kvxfer.views import ClosedViews
 from kvxfer.wire import MAX_NAME, Source
 
@@ -62,11 +62,11 @@ class _Pending:
     """Frames that wait for a commit; where they are more than it takes to write the state, that they are is enough."""
 
     def __init__(self) -> None:
-        self.batches: list[Batch] = []
+        self.batches: list[TakenFrames] = []
         self.num_bytes = 0
         self.is_dropped = False
 
-    def add(self, batch: Batch, most_bytes: int) -> None:
+    def add(self, batch: TakenFrames, most_bytes: int) -> None:
         self.num_bytes += sum(map(len, batch.frames))
         # Once dropped they stay so: the state may have become larger since.
         self.is_dropped |= self.num_bytes > most_bytes
@@ -154,7 +154,7 @@ class Commits:
     def note(self, frames: list[bytes], now: float) -> None:
         """Take frames that the aggregator has taken; with the next commit they are written, or what they led to."""
         if frames and (self.is_durable or self.is_writing):
-            self._pending.add(Batch(now, frames), STATE_COST * self._state_bytes)
+            self._pending.add(TakenFrames(now, frames), STATE_COST * self._state_bytes)
 
     def seconds_left(self, now: float) -> float:
         """How long until a commit is due, 0 if it is."""

@@ -1,6 +1,7 @@
 """`KVConnectorStats`: vLLM's contract of what one interval of one connector holds. No I/O, no clock."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -53,6 +54,32 @@ class KVConnectorStats:
     def summary(self) -> dict[str, Any]:
         """Per field a number, or count, sum, extremes and quantiles: for records. Empty where the class has none."""
         return {}
+
+    def drain(self, *, for_report: bool = False) -> "KVConnectorStats":
+        """Take all observations into a new object and leave this one empty, in one step.
+
+        ``for_report``: the new one is for a report, and may hold what a report carries. Here all that is held is in
+        ``data``, as in vLLM's classes, which add to it without a lock: what a thread is adding at that very moment may
+        be in neither. Who cannot bear that gives whole stats to `StatsPublisher.push`.
+        """
+        del for_report
+        taken = type(self)()
+        taken.data, self.data = self.data, taken.data
+        return taken
+
+    def drain_cut(self) -> int:
+        """Take the number of observations that were dropped by a bound of its own."""
+        return 0
+
+    def fold_early(self) -> None:
+        """Take in what waits, where it is much, before it is drained."""
+
+    def exclusively(self) -> AbstractContextManager[Any]:
+        """Within, no other thread drains."""
+        return nullcontext()
+
+    def stop(self) -> None:
+        """Drop what is recorded from now on, as far as the class can: nobody will drain it."""
 
     def split(self) -> Sequence["KVConnectorStats"]:
         """Some that together hold the same, of about half the size; none where the class cannot. This one is done with.

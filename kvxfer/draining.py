@@ -10,13 +10,12 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from kvxfer.clock import SteadyClock
 from kvxfer.contract import KVConnectorStats
-from kvxfer.copying import copy_of
 from kvxfer.delivering import Delivering
-from kvxfer.outbox import Outbox
+from kvxfer.outbox import Outbox, num_observations
 from kvxfer.shared import SLOT_BYTES, SharedBuffer
 from kvxfer.stats import TransferStats
 from kvxfer.takeover import SavedWorker, encode_worker
@@ -108,11 +107,12 @@ class Draining:
             due = close or time.monotonic() - self._flushed_at >= self.flush_seconds
             if due or self.shared is not None or self.pushed:
                 self.take_in(close=due)
-            elif isinstance(self._stats, TransferStats):
+            elif isinstance(self._stats, KVConnectorStats):
                 self._stats.fold_early()
             is_taken = True
-        with self._harmless.guard():
-            self._delivering.exchange({self._source.id: self.outbox}, self._clock.now())
+        if is_taken or self.shared is None:  # what is not saved in shared memory yet must not be sent
+            with self._harmless.guard():
+                self._delivering.exchange({self._source.id: self.outbox}, self._clock.now())
         return is_taken and self.outbox.is_idle
 
     def end(self, end_by: float) -> None:
@@ -129,9 +129,15 @@ class Draining:
                 shared.close(keep=not self.outbox.is_idle)
         self.has_ended = True
 
+    def fold(self) -> None:
+        """Fold what waits, for who reads the stats."""
+        with self._harmless.guard():
+            if isinstance(self._stats, TransferStats):
+                self._stats.fold_here()
+
     def stop_recording(self) -> None:
         """Let the stats drop what is recorded from now on: nobody would drain it."""
-        if isinstance(self._stats, TransferStats):
+        if isinstance(self._stats, KVConnectorStats):
             self._stats.stop()
 
     def abandon(self) -> None:
@@ -147,22 +153,21 @@ class Draining:
             return
         self.shared.stop_crowded()
         # What is saved says how much of the areas is in it: nobody else folds in between.
-        with self._stats.exclusively() if isinstance(self._stats, TransferStats) else contextlib.nullcontext():
+        with self._stats.exclusively() if isinstance(self._stats, KVConnectorStats) else contextlib.nullcontext():
             drained = self._drain()
             floors = self.shared.floors
         self._put(drained, close=close)
         self._save(self.shared, floors)
 
-    def _drain(self) -> KVConnectorStats | None:
-        stats = self._stats
-        if isinstance(stats, TransferStats):
-            return stats.drain(for_report=True)
-        if stats is None or stats.is_empty():
+    def _drain(self) -> Any:  # noqa: ANN401 - stats, also of a class that only looks like vLLM's
+        try:
+            if self._stats is None or isinstance(self._stats, KVConnectorStats):
+                return self._stats and self._stats.drain(for_report=True)
+            return KVConnectorStats.drain(self._stats)
+        except Exception as error:  # noqa: BLE001 - a class of somebody else
+            self._harmless.warn(error)
+            self.outbox.count_cut(1)
             return None
-        # Stats that cannot be drained in one step: what another thread records in between is theirs to guard.
-        part = copy_of(stats, self._connector)
-        stats.reset()
-        return part
 
     def _put(self, drained: KVConnectorStats | None, *, close: bool) -> None:
         now = self._clock.now()
@@ -174,7 +179,7 @@ class Draining:
                 self.outbox.count_cut(1)
             else:
                 self._observe(part, now)
-        if isinstance(self._stats, TransferStats):
+        if isinstance(self._stats, KVConnectorStats):
             self.outbox.count_cut(self._stats.drain_cut())
         if close:
             self._is_unsaved |= self.outbox.flush(now)
@@ -187,7 +192,7 @@ class Draining:
                 self.outbox.observe(stats, now)
         except Exception as error:  # noqa: BLE001 - a class of somebody else that cannot merge
             self._harmless.warn(error)
-            self.outbox.count_cut(1)
+            self.outbox.count_cut(_num_observations(stats))
 
     def _save(self, shared: SharedBuffer, floors: dict[str, int]) -> None:
         """Save what is held, before anything of it is sent; what does not fit is in process memory alone."""
@@ -196,3 +201,11 @@ class Draining:
             if shared.save(whole) or shared.save(encode_worker(SavedWorker(self.outbox.save(brief=True), floors))):
                 shared.resume()
                 self._is_unsaved = False
+
+
+def _num_observations(stats: Any) -> int:  # noqa: ANN401 - stats of somebody else's class
+    """What is lost with stats, at least one."""
+    try:
+        return max(1, num_observations(stats.to_packed() if isinstance(stats, KVConnectorStats) else stats.data))
+    except Exception:  # noqa: BLE001 - then nobody knows
+        return 1

@@ -14,6 +14,9 @@ from typing import Final, Protocol
 class Ending(Protocol):
     """Who is to be closed; calls after the first do nothing, and none of them raises."""
 
+    def ask_to_close(self) -> None:
+        """Begin to end, without waiting."""
+
     def close(self) -> None:
         """End."""
 
@@ -29,18 +32,12 @@ def watch(ending: Ending) -> None:
     _watched.add(ending)
 
 
-def finalizer(ending: Ending) -> Finalize:
-    """Close it at the exit of a process of multiprocessing: forked ones leave without Python's exit handlers."""
-    return Finalize(None, _close_at_exit, args=(weakref.ref(ending),), exitpriority=10)
+def finalizer() -> Finalize:
+    """Close all at the exit of a process of multiprocessing: forked ones leave without Python's exit handlers."""
+    return Finalize(None, _close_at_exit, exitpriority=10)
 
 
-def _close(reference: "weakref.ref[Ending]") -> None:
-    ending = reference()
-    if ending is not None:
-        ending.close()
-
-
-def _close_at_exit(reference: "weakref.ref[Ending]") -> None:
+def _close_at_exit() -> None:
     """Close at the end of a process of multiprocessing, which runs this before it waits for its threads.
 
     Those may record still, so one more thread, which is waited for like them, closes after the last of them.
@@ -48,18 +45,21 @@ def _close_at_exit(reference: "weakref.ref[Ending]") -> None:
     here = (threading.main_thread(), threading.current_thread())
     others = [thread for thread in threading.enumerate() if not thread.daemon and thread not in here]
     if others:
-        threading.Thread(target=_close_after, args=(others, reference), name="kvxfer-closing").start()
+        threading.Thread(target=_close_after, args=(others,), name="kvxfer-closing").start()
     else:
-        _close(reference)
+        _close_all()
 
 
-def _close_after(threads: list[threading.Thread], reference: "weakref.ref[Ending]") -> None:
+def _close_after(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.join()
-    _close(reference)
+    _close_all()
 
 
 def _close_all() -> None:
+    # All at once, or each would take its time after the other.
+    for ending in list(_watched):
+        ending.ask_to_close()
     for ending in list(_watched):
         ending.close()
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from kvxfer.errors import JournalError, JournalHeldError
-from kvxfer.saved import Batch, SavedInterval
+from kvxfer.saved import SavedInterval, TakenFrames
 from kvxfer.transport import lock_file, release_file
 
 APPLICATION_ID: Final = 0x6B767866  # "kvxf", so that no other program's file is written over
@@ -39,7 +39,7 @@ MIGRATIONS: Final = (
 
 _PRUNED_AT_ONCE: Final = 64  # intervals: a smaller bound or retention takes effect over some minutes
 _MAX_IDLE_WAL_BYTES: Final = 16 << 20  # one large state does not leave its size behind for good
-_batches: Final = msgspec.msgpack.Decoder(Batch)
+_batches: Final = msgspec.msgpack.Decoder(TakenFrames)
 
 
 class Journal:
@@ -113,7 +113,7 @@ class Journal:
 
     # --- writing
 
-    def append(self, batches: Sequence[Batch], counts: bytes) -> None:
+    def append(self, batches: Sequence[TakenFrames], counts: bytes) -> None:
         """Commit batches of frames, and counts; raises `JournalError` with nothing changed."""
         rows = [(_sealed(msgspec.msgpack.encode(batch)),) for batch in batches]
         with self._transaction() as connection:
@@ -178,7 +178,7 @@ class Journal:
         """What was last to be relayed, empty where there is nothing; raises `JournalError`."""
         return b"".join(self._read("SELECT saved FROM relay"))
 
-    def log(self) -> Iterator[Batch]:
+    def log(self) -> Iterator[TakenFrames]:
         """The frames that came after it, in their order; raises `JournalError`."""
         for batch in self._read("SELECT batch FROM log ORDER BY id"):
             try:

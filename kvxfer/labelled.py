@@ -45,6 +45,10 @@ class LabelledState:
             return NotImplemented
         return (self._held(), len(self._refused)) == (other._held(), len(other._refused))
 
+    def __bool__(self) -> bool:
+        """Whether something waits to be folded."""
+        return bool(self._refused) or any(child.pending for child in list(self.children.values()))
+
     def _held(self) -> dict[tuple[str, ...], Any]:
         return {values: child for values, child in self.children.items() if not child.is_empty}
 

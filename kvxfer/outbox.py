@@ -205,7 +205,7 @@ class Outbox:
     def save(self, *, brief: bool = False) -> SavedOutbox:
         """What is held now; ``brief``: without reports, which are lost then, and open interval, which is cut."""
         frames = [] if brief else [encode(report) for report in self._kept]
-        packed: Mapping[str, Any] = {} if self._open is None else self._open.to_packed()
+        packed = {} if self._open is None else _packed(self._open)
         cut = self._cut + num_observations(packed) if brief else self._cut
         payload = encode_payload({} if brief else packed)
         oldest = self._kept[0].seq if self._kept else self._seq + 1
@@ -309,6 +309,14 @@ class _Goodbye(Enum):
     NOT_YET = 0
     TO_BE_SAID = 1
     SAID = 2
+
+
+def _packed(stats: KVConnectorStats) -> Mapping[str, Any]:
+    """The payload of stats, one that holds nothing where their own class cannot give it: the flush counts that."""
+    try:
+        return stats.to_packed()
+    except Exception:  # noqa: BLE001 - a class of somebody else
+        return {}
 
 
 def num_observations(payload: Any) -> int:  # noqa: ANN401 - a payload or a part of one

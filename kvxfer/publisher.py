@@ -23,7 +23,7 @@ from kvxfer.errors import ConfigError, PeerError
 from kvxfer.exits import finalizer, watch
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.outbox import Delivery
-from kvxfer.reporting import count_publisher
+from kvxfer.reporting import publishes
 from kvxfer.stats import TransferStats
 from kvxfer.transport import PublisherKeys, check_endpoint
 from kvxfer.wire import MAX_NAME, Source, decode_source, encode
@@ -49,10 +49,10 @@ class StatsPublisher:
     ``connector`` is a registered name; ``endpoint`` the collector's, by default `default_endpoint`; ``labels`` say who
     this is (engine, role, rank); ``curve`` is the directory of this worker's keys, by default ``KVXFER_CURVE``, "" for
     none. Record into ``stats``; a thread sends a report every ``flush_seconds`` while there is something to report.
-    Nothing here blocks or grows without bound, be there a collector or not, and after the constructor nothing raises
-    but ``stats`` of a connector that is not registered. Leaving the context, or the process by any exit that runs
-    Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after that waits for nobody.
-    A forked child publishes as a source of its own.
+    Recording never blocks and nothing grows without bound, be there a collector or not; after the constructor nothing
+    raises but ``stats`` of a connector that is not registered. Leaving the context, or the process by any exit that
+    runs Python's exit handlers, sends what is left within ``linger`` seconds; what is recorded after that is dropped. A
+    forked child publishes as a source of its own.
 
     ``buffer="shared"``: rows and counters are recorded into shared memory (`kvxfer.shared`), and what else is observed
     is there 0.1 s later: a collector on this host takes over what a killed process had not sent. With no place for it
@@ -109,7 +109,7 @@ class StatsPublisher:
     def _begin(self) -> None:
         """Become a source of this process: an outbox, a socket yet to be made, a thread."""
         self._pid = os.getpid()
-        self._asked: SimpleQueue[SimpleQueue[bool] | None] = SimpleQueue()
+        self._asked: SimpleQueue[_Asked | None] = SimpleQueue()
         self._alone = threading.Lock()
         self._is_closing = False
         self._end_by = math.inf
@@ -120,8 +120,8 @@ class StatsPublisher:
         if self._is_shared:
             with self._harmless.guard():  # where there is no place for it, recording goes on in process memory
                 self._draining.share(self.endpoint)
-        count_publisher(1)
-        self._finalizer = finalizer(self)
+        publishes(self.source.id, is_so=True)
+        self._finalizer = finalizer()
         self._thread = threading.Thread(target=self._run, name="kvxfer-publisher", daemon=True)
         with self._harmless.guard():  # where no thread can start, what is flushed and closed is sent all the same
             self._thread.start()
@@ -137,9 +137,17 @@ class StatsPublisher:
 
     def _new_stats(self, connector: Any) -> Any:  # noqa: ANN401 - a connector and the class of its stats
         stats = connector.build_kv_connector_stats()
-        if self._is_shared and isinstance(stats, TransferStats):
-            stats.wait_in(self._area)
+        if isinstance(stats, TransferStats):
+            stats.fold_by(self._fold)
+            if self._is_shared:
+                stats.wait_in(self._area)
         return stats
+
+    def _fold(self) -> bool:
+        """Let the thread fold, for who reads the stats on the main one; whether it did. Others fold for themselves."""
+        if self._is_closing or threading.current_thread() is not threading.main_thread():
+            return False
+        return self._thread.is_alive() and self._answered(_Asked(is_for_all=False), STEP_SECONDS)
 
     def _area(self, name: str, width: int) -> SharedPending:
         pending, shared = SharedPending(name, width, self._nudge), self._draining.shared
@@ -177,8 +185,9 @@ class StatsPublisher:
         """Close what was recorded into a report and send it; for a host that has a step of its own.
 
         Returns whether everything is acknowledged: counted by a collector and, where it has a journal, written down.
-        Waits for that at most ``timeout`` seconds; without it there is hardly time for an answer. What is not
-        acknowledged is kept and sent until it is.
+        Waits for that at most ``timeout`` seconds; without it there is hardly time for an answer. Where a host starves
+        the thread that does it, it waits up to `STEP_SECONDS` for that. What is not acknowledged is kept and sent until
+        it is.
         """
         self._check_pid()
         deadline = time.monotonic() + timeout
@@ -193,13 +202,15 @@ class StatsPublisher:
         this itself: a `SimpleQueue` may be put into from within its own ``put`` and ``get``.
         """
         if self._is_closing:
-            return self._draining.outbox.is_idle
+            return self._draining.has_ended and self._draining.outbox.is_idle
         if not self._thread.is_alive():
             return self._do_alone(lambda: self._draining.step(close=True))
-        answer: SimpleQueue[bool] = SimpleQueue()
-        self._asked.put(answer)
+        return self._answered(_Asked(), max(STEP_SECONDS, deadline - time.monotonic()))
+
+    def _answered(self, asked: "_Asked", timeout: float) -> bool:
+        self._asked.put(asked)
         with contextlib.suppress(Empty):
-            return answer.get(timeout=max(STEP_SECONDS, deadline - time.monotonic()))
+            return asked.answer.get(timeout=timeout)
         return False
 
     def close(self, timeout: float | None = None) -> None:
@@ -210,14 +221,18 @@ class StatsPublisher:
         if self._pid != os.getpid():
             return
         linger = self._linger if timeout is None else timeout
-        if not self._is_closing:
-            self._end_by = time.monotonic() + linger
-            self._is_closing = True
-            self._asked.put(None)
+        self.ask_to_close(linger)
         if self._thread.is_alive():
             self._thread.join(max(0.0, linger) + STEP_SECONDS)
         elif not self._draining.has_ended:
             self._do_alone(self._end)
+
+    def ask_to_close(self, linger: float | None = None) -> None:
+        """Begin to close; `close` waits for it."""
+        if self._pid == os.getpid() and not self._is_closing:
+            self._end_by = time.monotonic() + (self._linger if linger is None else linger)
+            self._is_closing = True
+            self._asked.put(None)
 
     def _do_alone(self, what: Callable[[], bool]) -> bool:
         """Do what the thread would, where there is none."""
@@ -242,28 +257,32 @@ class StatsPublisher:
 
     def _run(self) -> None:
         while not self._is_closing:
-            answers = self._next_asked(min(FOLD_SECONDS, self._flush_seconds))
-            is_done = self._draining.step(close=bool(answers))
-            for answer in answers:
-                answer.put(is_done)
+            asked = self._next_asked(min(FOLD_SECONDS, self._flush_seconds))
+            for reader in [each for each in asked if not each.is_for_all]:
+                self._draining.fold()
+                reader.answer.put(True)
+            waiting = [each for each in asked if each.is_for_all]
+            is_done = self._draining.step(close=bool(waiting))
+            for each in waiting:
+                each.answer.put(is_done)
         self._end()
 
-    def _next_asked(self, seconds: float) -> "list[SimpleQueue[bool]]":
-        """Where those wait for an answer who have asked; after a nudge, or ``seconds``, there may be none."""
-        asked: list[SimpleQueue[bool] | None] = []
+    def _next_asked(self, seconds: float) -> "list[_Asked]":
+        """What is asked for; after a nudge, or ``seconds``, there may be nothing."""
+        asked: list[_Asked | None] = []
         with contextlib.suppress(Empty):
             asked.append(self._asked.get(timeout=seconds))
             while True:
                 asked.append(self._asked.get_nowait())
-        return [answer for answer in asked if answer is not None]
+        return [each for each in asked if each is not None]
 
     def _end(self) -> bool:
         self._draining.end(self._end_by)
         self._finalizer.cancel()
-        count_publisher(-1)
+        publishes(self.source.id, is_so=False)
         is_done = self._draining.outbox.is_idle
-        for answer in self._next_asked(0.0):
-            answer.put(is_done)
+        for each in self._next_asked(0.0):
+            each.answer.put(is_done)
         return is_done
 
     # --- fork
@@ -297,7 +316,15 @@ class StatsPublisher:
         multiprocessing_util.register_after_fork(self, StatsPublisher._finalize_again)
 
     def _finalize_again(self) -> None:
-        self._finalizer = finalizer(self)
+        self._finalizer = finalizer()
+
+
+class _Asked:
+    """What is asked of the thread: to flush all, or only to fold what waits."""
+
+    def __init__(self, *, is_for_all: bool = True) -> None:
+        self.is_for_all = is_for_all
+        self.answer: SimpleQueue[bool] = SimpleQueue()
 
 
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -16,19 +16,18 @@ logger = logging.getLogger("kvxfer")
 LINE: Final = "KV Transfer metrics: "
 RANK_LINE: Final = "KV Transfer metrics of one rank: "
 
-# The pids that publish: a forked child inherits its parent's entry, which is not its own.
-_publishing: Final[dict[int, int]] = {}
+# The pids that publish, and their sources: a forked child inherits its parent's, which are not its own.
+_publishing: Final[set[tuple[int, str]]] = set()
 
 
 def has_kv_transfer_group() -> bool:
     """Whether this process publishes stats: it is a worker, not the front end."""
-    return _publishing.get(os.getpid(), 0) > 0
+    return any(pid == os.getpid() for pid, _ in list(_publishing))
 
 
-def count_publisher(change: int) -> None:
-    """Note that this process has a publisher more (1) or less (-1)."""
-    pid = os.getpid()
-    _publishing[pid] = max(0, _publishing.get(pid, 0) + change)
+def publishes(source_id: str, *, is_so: bool) -> None:
+    """Note that this process publishes as a source, or does no longer."""
+    (_publishing.add if is_so else _publishing.discard)((os.getpid(), source_id))
 
 
 def format_line(reduced: Mapping[str, Any], prefix: str = LINE) -> str:

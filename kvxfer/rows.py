@@ -95,8 +95,9 @@ class RowBuffer:
         return cut
 
     def forget_pending(self) -> None:
-        """Drop the rows that wait."""
+        """Drop the rows that wait, and the number of those that were cut."""
         self.pending.clear()
+        self._cut = 0
 
     def drain_rejected(self) -> int:
         """Take the number of rows refused."""

@@ -16,7 +16,7 @@ from kvxfer.interval import Group, Interval, Pipeline, SourceView
 from kvxfer.wire import UNREADABLE, Source, decode_payload, encode_payload, plain
 
 
-class Batch(NamedTuple):
+class TakenFrames(NamedTuple):
     """Frames that were taken at one time (Unix seconds of the collector)."""
 
     now: float
@@ -71,6 +71,7 @@ class SavedSource(msgspec.Struct, array_like=True):
     stats: dict[str, msgspec.Raw]
     totals: dict[str, msgspec.Raw]
     num_ranks: int = 1
+    period: float = 0.0
 
 
 class SavedState(msgspec.Struct, array_like=True):
@@ -88,6 +89,10 @@ class SavedState(msgspec.Struct, array_like=True):
     rejected_observations: int
     carried: list[bytes] = []
     """Reports whose numbers are taken, and that no class here could open."""
+    forgotten: list[SavedSource] = []
+    """The numbers of sources that made room for others, the oldest first."""
+    views: list[tuple[int, str]] = []
+    """Who has a view, as position in the list of sources and connector, in the order in which they began."""
 
 
 class _SavedGroupOfInterval(msgspec.Struct, array_like=True):

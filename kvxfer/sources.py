@@ -3,11 +3,13 @@
 No socket, no clock, no thread; what they observed is the aggregator's affair.
 """
 
+from collections import OrderedDict
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ImplausibleError, PeerError
+from kvxfer.forgotten import Forgotten
 from kvxfer.saved import SavedSource, load_stats
 from kvxfer.seqs import TakenSeqs
 from kvxfer.sums import Sum
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 MAX_STRANGERS: Final = 4096
 """Ids answered at once of which nothing has come yet; a publisher that gets no answer sends again in seconds."""
 
+
+PERIODS: Final = 3
+"""A source that reports seldom, a collector with long intervals, is silent after so many of its periods."""
+
+MAX_PERIOD_SECONDS: Final = 3600.0
 
 SOURCE_BYTES: Final = 1024
 """Bytes of a source on the wire, on average over those that are known; with its labels one has some hundred."""
@@ -50,6 +57,7 @@ class KnownSource:
         "lost",
         "num_ranks",
         "open",
+        "period",
         "source",
         "taken",
         "totals",
@@ -67,6 +75,8 @@ class KnownSource:
         self.last_seen = now
         self.final_seq: int | None = None
         self.lost = 0
+        self.period = 0.0
+        """Seconds that its last report covers, as far as they are believed: so long it may have nothing to tell."""
         self.num_ranks = 1
         """How many publishers it speaks for: more than one where it is a collector that relays."""
 
@@ -96,6 +106,7 @@ class KnownSource:
             {},
             {},
             self.num_ranks,
+            self.period,
         )
 
     @classmethod
@@ -104,7 +115,7 @@ class KnownSource:
         known = cls(decode_source(saved.encoded), saved.encoded, now)
         known.taken = TakenSeqs(saved.floor, int.from_bytes(saved.above, "little"))
         known.final_seq, known.lost, known.clock_offset = saved.final_seq, saved.lost, saved.clock_offset
-        known.num_ranks = saved.num_ranks
+        known.num_ranks, known.period = saved.num_ranks, saved.period
         for held, parts in ((known.open, saved.stats), (known.totals, saved.totals)):
             loaded = {connector: load_stats(connector, payload) for connector, payload in parts.items()}
             held |= {connector: Sum(stats) for connector, stats in loaded.items() if stats is not None}
@@ -112,7 +123,10 @@ class KnownSource:
 
 
 class Sources:
-    """The publishers by the bytes that each of their messages carries; those that are gone make room for others."""
+    """The publishers by the bytes that each of their messages carries; those that are gone make room for others.
+
+    The numbers of as many again are remembered after that: one that comes back goes on from them.
+    """
 
     def __init__(self, config: CollectorConfig) -> None:
         """Know nobody."""
@@ -120,11 +134,13 @@ class Sources:
         self.by_bytes: dict[bytes, KnownSource] = {}
         self._by_id: dict[str, KnownSource] = {}
         self._num_bytes = 0
-        self._gone: dict[bytes, None] = {}
+        # Ordered, as the first goes again and again: a dict would look through the holes of all that went before.
+        self._gone: OrderedDict[bytes, None] = OrderedDict()
         self._relays: dict[bytes, KnownSource] = {}
         self._unacknowledged: dict[bytes, KnownSource] = {}
         self._strangers: set[str] = set()
-        self.evicted: list[bytes] = []
+        self.forgotten = Forgotten()
+        self.evicted: list[KnownSource] = []
         """Who was forgotten, for the aggregator to forget too."""
         self.num_lost = 0
         self.num_departed = 0
@@ -149,13 +165,14 @@ class Sources:
         if source.id in self._by_id:  # an acknowledgement for one would free the reports of the other
             message = f"a second source that calls itself {source.id}"
             raise ImplausibleError(message)
-        self._make_room(len(encoded))
-        return self.add(KnownSource(source, encoded, now))
-
-    def _make_room(self, num_bytes: int) -> None:
-        most = self._config.max_sources
-        while len(self.by_bytes) >= most or self._num_bytes + num_bytes > most * SOURCE_BYTES:
-            self._evict()
+        most, most_bytes = self._config.max_sources, self._config.max_sources * SOURCE_BYTES
+        try:
+            while len(self.by_bytes) >= most or self._num_bytes + len(encoded) > most_bytes:
+                self._evict()
+            numbers = self.forgotten.pop(encoded)
+        finally:  # not sooner: who comes back makes room there for who went
+            self.forgotten.shrink(most, most_bytes)
+        return self.add(KnownSource(source, encoded, now) if numbers is None else KnownSource.restored(numbers, now))
 
     def add(self, known: KnownSource) -> KnownSource:
         """Take a source over from an earlier collector."""
@@ -176,13 +193,14 @@ class Sources:
         if not self._gone:
             message = f"{len(self.by_bytes)} sources are known already"
             raise TooManySourcesError(message)
-        encoded = next(iter(self._gone))
-        del self._gone[encoded]
+        encoded, _ = self._gone.popitem(last=False)
         self._relays.pop(encoded, None)
         self._num_bytes -= len(encoded)
-        del self._by_id[self.by_bytes.pop(encoded).source.id]
+        known = self.by_bytes.pop(encoded)
+        del self._by_id[known.source.id]
         self._unacknowledged.pop(encoded, None)
-        self.evicted.append(encoded)
+        self.forgotten.add(known.save_numbers())
+        self.evicted.append(known)
 
     # --- what they send
 
@@ -190,6 +208,8 @@ class Sources:
         """Take the number of a report; False if it was taken before. Either way its publisher is told."""
         new = known.taken.take(report.seq, report.oldest)
         known.last_seen = now
+        if new:
+            known.period = max(0.0, min(report.end - report.start, MAX_PERIOD_SECONDS))
         if known.is_gone and new and report.seq > (known.final_seq or 0):  # it was only thought to be gone
             known.final_seq = None
             self._gone.pop(known.encoded, None)
@@ -197,9 +217,8 @@ class Sources:
         self._settle(known)
         return new
 
-    def part(self, goodbye: Goodbye, now: float) -> None:
+    def part(self, known: KnownSource, goodbye: Goodbye, now: float) -> None:
         """Note that a source ends; raises `ImplausibleError` for one that claims more than a source can have sent."""
-        known = self.admit(goodbye.source, now)
         known.taken.settle(goodbye.oldest)
         if goodbye.seq - known.taken.floor > MAX_OUTSTANDING:
             message = f"a goodbye after {goodbye.seq} reports, of which {known.taken.floor} came"
@@ -210,8 +229,10 @@ class Sources:
         self.wants_commit = True
 
     def _leave(self, known: KnownSource, final_seq: int) -> None:
+        if not known.is_gone:  # to the end: a restored collector lets them make room in the same order
+            self.by_bytes[known.encoded] = self.by_bytes.pop(known.encoded)
+            self._gone[known.encoded] = None
         known.final_seq = final_seq
-        self._gone[known.encoded] = None
         self.num_departed += 1
         self._settle(known)
 
@@ -237,7 +258,7 @@ class Sources:
         """Whether a source lives."""
         if known.is_gone:
             return SourceState.GONE
-        silent = now - known.last_seen >= self._config.silent_seconds
+        silent = now - known.last_seen >= max(self._config.silent_seconds, PERIODS * known.period)
         return SourceState.SILENT if silent else SourceState.LIVE
 
     def count_states(self, now: float) -> dict[str, int]:
@@ -259,7 +280,11 @@ class Sources:
         """Those of whom nothing was heard for so long, and who are not gone."""
         # Looks at each, three times an interval: 4 ms for 100,000.
         return [
-            known for known in self.by_bytes.values() if now - known.last_seen >= seconds and known.final_seq is None
+            known
+            for known in self.by_bytes.values()
+            if now - known.last_seen >= seconds
+            and known.final_seq is None
+            and now - known.last_seen >= PERIODS * known.period
         ]
 
     # --- acknowledging

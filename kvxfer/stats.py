@@ -3,9 +3,9 @@
 No I/O, no clock.
 """
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final
 
 from kvxfer.contract import KVConnectorStats, Moved
@@ -16,7 +16,6 @@ from kvxfer.labelled import LabelledState
 from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
 from kvxfer.states import MAX_LABEL, CounterState, State, halves_of
-from kvxfer.unbroken import unbroken
 
 MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
@@ -64,7 +63,7 @@ class TransferStats(KVConnectorStats):
         self._waiting: list[Any] = []
         # Only those who fold take it; recording does not. Reading a field within folds once more, hence reentrant.
         self._lock = threading.RLock()
-        self._holder = 0  # the thread that has it
+        self._ask_to_fold: Callable[[], bool] | None = None
         self._make_pending: Callable[[str, int], Any] | None = None
         self._is_stopped = False
         if data:
@@ -77,15 +76,13 @@ class TransferStats(KVConnectorStats):
         """
         self._make_pending = make_pending
 
-    @contextlib.contextmanager
-    def exclusively(self) -> Iterator[None]:
+    def fold_by(self, ask: Callable[[], bool]) -> None:
+        """Let reading ask whoever drains to fold first; ``ask`` tells whether that was done."""
+        self._ask_to_fold = ask
+
+    def exclusively(self) -> AbstractContextManager[Any]:
         """Within, no other thread folds or drains."""
-        with self._lock:
-            before, self._holder = self._holder, threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = before
+        return self._lock
 
     def stop(self) -> None:
         """Drop what is recorded from now on; what was is there to be drained."""
@@ -192,21 +189,25 @@ class TransferStats(KVConnectorStats):
 
     def fold(self) -> None:
         """Take what was recorded into the states; done by whoever reads, so it costs little where nothing waits."""
-        if any(self._waiting):
-            # Within a merge, which has the lock, another thread would wait for it for ever.
-            if self._holder == threading.get_ident():
-                self._fold()
-            else:
-                unbroken(self._fold_exclusively)
+        if not any(self._waiting):
+            if self._ask_to_fold is not None:
+                with self._lock:  # another thread may have taken what waited, and be about to add it
+                    return
+            return
+        # Who has the lock, in the middle of a merge, folds itself: others wait for it.
+        ask = None if self._lock._is_owned() else self._ask_to_fold  # type: ignore[attr-defined]
+        if ask is None or not ask():
+            self.fold_here()
 
-    def _fold_exclusively(self) -> None:
-        with self.exclusively():
+    def fold_here(self) -> None:
+        """The same, on this thread: on the main one a signal handler that raises breaks it off."""
+        with self._lock:
             self._fold()
 
     def fold_early(self) -> None:
         """Fold what waits for a report where it is much: few rows are cheaper to fold at once, when it is drained."""
         if any(isinstance(waiting, list) and len(waiting) >= EARLY_VALUES for waiting in self._waiting):
-            with self.exclusively():
+            with self._lock:
                 self._fold(for_report=True)
 
     def _fold(self, *, for_report: bool = False) -> None:
@@ -231,7 +232,7 @@ class TransferStats(KVConnectorStats):
 
         ``for_report``: what a report would carry as a histogram becomes one at once, which is cheaper.
         """
-        with self.exclusively():
+        with self._lock:
             self._fold(for_report=for_report)
             parts = {name: state.drain() for name, state in list(self.data.items()) if not state.is_empty}
         return self.of(parts)
@@ -248,8 +249,7 @@ class TransferStats(KVConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
         held = dict(other._held())
-        with self.exclusively():
-            self._fold()
+        with self._lock:
             self._merge(held)
         return self
 
@@ -263,7 +263,7 @@ class TransferStats(KVConnectorStats):
 
     def is_empty(self) -> bool:
         """Whether nothing was observed, not even a refused value."""
-        return not self._held()
+        return not any(self._waiting) and all(state.is_empty for state in list(self.data.values()))
 
     def _held(self) -> list[tuple[str, State]]:
         self.fold()
@@ -335,7 +335,7 @@ class TransferStats(KVConnectorStats):
 
         The lock is made anew too, since a thread that is not there any more may hold it.
         """
-        self._lock, self._holder = threading.RLock(), 0
+        self._lock = threading.RLock()
         for part in (*self._buffers.values(), *self.data.values()):
             part.forget_pending()
         self.reset()

@@ -29,7 +29,10 @@ class Views:
         self.known: dict[Place, KnownSource] = {}
         """All that have a view."""
         self.open: dict[Place, KnownSource] = {}
-        """Those of them that reported in the open interval."""
+        """Those that reported in the open interval, some of whom may have been forgotten since."""
+        # Who was forgotten since, and reported before, by its bytes; and how many views that were.
+        self._ended: dict[bytes, KnownSource] = {}
+        self._num_ended = 0
         self._searched = -1
 
     def of(self, known: KnownSource, connector: str, num_departed: int) -> Sum | None:
@@ -46,14 +49,18 @@ class Views:
 
     def _begun(self, place: Place, known: KnownSource, num_departed: int) -> Sum | None:
         if place not in self.known:
-            if len(self.known) >= self._most and num_departed != self._searched:
+            if self._is_full and num_departed != self._searched:
                 self._make_room(num_departed)
-            if len(self.known) >= self._most:
+            if self._is_full:
                 return None
             self.known[place] = known
         self.open[place] = known
         known.open[place.connector] = view = Sum()
         return view
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.known) + self._num_ended >= self._most
 
     def _make_room(self, num_departed: int) -> None:
         ended = (place for place, known in self.known.items() if known.is_gone and place not in self.open)
@@ -63,17 +70,46 @@ class Views:
         else:
             self.known.pop(place).totals.pop(place.connector, None)
 
-    def restore(self, known: KnownSource) -> None:
-        """Take over the views of a source that was restored."""
-        self.known |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.open)}
-        self.open |= {Place(known.encoded, connector): known for connector in known.open}
+    def forget(self, known: KnownSource) -> None:
+        """Take a source out; what it reported in the open interval stays in that."""
+        for connector in {*known.totals, *known.open}:
+            self.known.pop(Place(known.encoded, connector), None)
+        if known.open:
+            self._ended[known.encoded] = known
+            self._num_ended += len(known.open)
 
-    def close(self) -> dict[Place, Sum]:
-        """Take the sums of the open interval, and begin the next one."""
-        sums = {place: known.open.pop(place.connector) for place, known in self.open.items()}
-        self.open = {}
+    def admit(self, known: KnownSource) -> None:
+        """Let a source that is new here go on with what it reported in this interval before it was forgotten."""
+        before = self._ended.pop(known.encoded, None)
+        if before is not None:
+            known.open = before.open
+            self._num_ended -= len(before.open)
+            self._take_over(known)
+
+    def close(self) -> list[tuple[KnownSource, str, Sum]]:
+        """Take the sums of the open interval, with source and connector of each, and begin the next one."""
+        sums = [(known, place.connector, known.open.pop(place.connector)) for place, known in self.open.items()]
+        self.open, self._ended, self._num_ended = {}, {}, 0
         self._searched = -1
         return sums
+
+    # --- kept over a restart
+
+    def save(self, positions: dict[bytes, int]) -> list[tuple[int, str]]:
+        """All in their order, in which they make room; ``positions`` numbers the sources."""
+        return [(positions[place.source], place.connector) for place in self.known if place.source in positions]
+
+    def restore(self, saved: Sequence[tuple[int, str]], sources: Sequence[KnownSource]) -> None:
+        """Take over the views of sources that were restored, those that were saved in their order."""
+        for known in sources:
+            self._take_over(known)
+        places = (Place(sources[number].encoded, connector) for number, connector in saved)
+        # What nobody here can read has no view any more.
+        self.known = {place: self.known[place] for place in places if place in self.known} | self.known
+
+    def _take_over(self, known: KnownSource) -> None:
+        self.known |= {Place(known.encoded, connector): known for connector in (*known.totals, *known.open)}
+        self.open |= {Place(known.encoded, connector): known for connector in known.open}
 
 
 class Seen(NamedTuple):

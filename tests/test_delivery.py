@@ -18,6 +18,8 @@ from kvxfer.outbox import MAX_KEPT, MAX_KEPT_BYTES, RESEND_MAX_SECONDS, Outbox
 from kvxfer.wire import Ack, Source
 
 CONFIG = CollectorConfig(interval_seconds=10.0, silent_seconds=1e6, gone_seconds=1e6)
+CROWDED = CollectorConfig(group_by=("rank",), silent_seconds=1.0, gone_seconds=2.0, max_sources=2)
+"""Who is quiet for a moment is gone, and makes room for one of the others."""
 
 
 class Link:
@@ -78,10 +80,10 @@ class Worker:
 class Pool:
     """A collector that commits now and then, what it commits outliving it, and workers that come and are killed."""
 
-    def __init__(self, rng: random.Random, workers: int) -> None:
-        self.rng, self.now, self.number = rng, 0.0, 0
+    def __init__(self, rng: random.Random, workers: int, config: CollectorConfig = CONFIG) -> None:
+        self.rng, self.now, self.number, self.config = rng, 0.0, 0, config
         self.acks: dict[bytes, Ack] = {}
-        fresh = Aggregator(CONFIG, 0.0)
+        fresh = Aggregator(config, 0.0)
         self.saved, self.counts, self.log = fresh.save(), fresh.save_counts(), list[tuple[bytes, float]]()
         self.pending: list[tuple[bytes, float]] = []
         self.names = iter(range(1000))
@@ -96,7 +98,7 @@ class Pool:
         """Go on from what was committed: a state and the frames after it."""
         self.number += 1
         self.pending = []
-        self.aggregator = Aggregator(CONFIG, 0.0)
+        self.aggregator = Aggregator(self.config, 0.0)
         self.aggregator.restore(self.saved)
         for frame, now in self.log:
             self.aggregator.feed(frame, now)
@@ -108,7 +110,8 @@ class Pool:
         self.workers.append(self.new_worker())
 
     def collect(self) -> None:
-        for worker in (*self.workers, *self.killed):
+        workers = [*self.workers, *self.killed]
+        for worker in self.rng.sample(workers, len(workers)):
             for frame in worker.to_collector.receive():
                 if self.aggregator.feed(frame, self.now):
                     self.pending.append((frame, self.now))
@@ -190,6 +193,25 @@ def test_what_was_flushed_is_counted_exactly_once_whatever_the_link_and_the_cras
     total = sum(group.stats.data["transfer_duration"].count for group in pool.aggregator.snapshot(pool.now).groups)
     assert total == counted.total()
     assert pool.aggregator.pipeline(pool.now).reports_rejected == {}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from([*ACTIONS[:-1], "cut"]), max_size=120), st.integers(0, 1 << 30))
+def test_workers_that_take_each_others_place_in_a_small_collector_are_counted_exactly_once(
+    actions: list[str], seed: int
+) -> None:
+    pool = Pool(random.Random(seed), 3, CROWDED)
+    for action in actions:
+        pool.step(action)
+    workers, counted = pool.workers, Counter[str]()
+    for worker in workers:  # one at a time, or there is never room for all
+        pool.workers = [worker]
+        pool.heal()
+        assert worker.outbox.is_idle
+    for group in pool.aggregator.snapshot(pool.now).groups:
+        counted[group.labels["rank"]] += group.stats.data["transfer_duration"].count
+    assert counted == Counter({worker.name: worker.recorded for worker in workers if worker.recorded})
+    assert pool.aggregator.pipeline(pool.now).reports_rejected.keys() <= {"too_many_sources"}
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,7 +13,7 @@ from disks import fill, read_only, small_disk
 
 from kvxfer.errors import JournalError, JournalHeldError
 from kvxfer.journal import APPLICATION_ID, MIGRATIONS, History, Journal
-from kvxfer.saved import Batch, SavedInterval
+from kvxfer.saved import SavedInterval, TakenFrames
 
 OPEN = "import sys; from kvxfer.journal import Journal; Journal(sys.argv[1]).close()"
 BIG = 1 << 40
@@ -28,7 +28,7 @@ def filled(path: Path) -> Path:
     """A journal with something in each of its parts."""
     journal = Journal(path)
     journal.save(b"state" * 2000, b"counts", SavedInterval(10.0, 20.0, b"interval" * 2000))
-    journal.append([Batch(21.0, [b"a", b"b"]), Batch(22.0, [b"c" * 9000])], b"counts 2")
+    journal.append([TakenFrames(21.0, [b"a", b"b"]), TakenFrames(22.0, [b"c" * 9000])], b"counts 2")
     journal.close()
     return path
 
@@ -68,7 +68,7 @@ def test_a_directory_that_is_not_there_is_made_for_this_user_alone(tmp_path: Pat
 def test_state_log_counts_and_intervals_come_back(path: Path) -> None:
     journal = Journal(filled(path))
     assert journal.saved() == (b"state" * 2000, b"counts 2")
-    assert list(journal.log()) == [Batch(21.0, [b"a", b"b"]), Batch(22.0, [b"c" * 9000])]
+    assert list(journal.log()) == [TakenFrames(21.0, [b"a", b"b"]), TakenFrames(22.0, [b"c" * 9000])]
     assert journal.intervals(0.0, 20.0) == [b"interval" * 2000]
     journal.close()
 
@@ -155,13 +155,13 @@ def test_a_forked_child_does_not_keep_it_locked_and_ends_without_harm(path: Path
         os._exit(0)
     os.close(waits)
     try:
-        journal.append([Batch(1.0, [b"d"])], b"")
+        journal.append([TakenFrames(1.0, [b"d"])], b"")
         journal.close()
         again = Journal(path)
     finally:
         os.close(ends)
         os.waitpid(pid, 0)
-    again.append([Batch(2.0, [b"e"])], b"")
+    again.append([TakenFrames(2.0, [b"e"])], b"")
     assert [batch.frames for batch in again.log()][-2:] == [[b"d"], [b"e"]]
     again.close()
     check_integrity(path)
@@ -302,7 +302,7 @@ def test_a_full_disk_is_said_and_what_was_committed_and_what_comes_later_is_whol
         committed, said = 0, ""
         while not said:
             try:
-                journal.append([Batch(float(committed), [bytes(3000)])], b"%d" % committed)
+                journal.append([TakenFrames(float(committed), [bytes(3000)])], b"%d" % committed)
                 committed += 1
             except JournalError as error:
                 said = str(error)
@@ -310,7 +310,7 @@ def test_a_full_disk_is_said_and_what_was_committed_and_what_comes_later_is_whol
         filler = fill(disk)
         for _ in range(20):
             for write in (
-                lambda: journal.append([Batch(0.0, [bytes(30_000)])], b"never"),
+                lambda: journal.append([TakenFrames(0.0, [bytes(30_000)])], b"never"),
                 lambda: journal.save(bytes(300_000), b"never", SavedInterval(0.0, 1.0, bytes(300_000))),
             ):
                 with pytest.raises(JournalError):
@@ -319,12 +319,12 @@ def test_a_full_disk_is_said_and_what_was_committed_and_what_comes_later_is_whol
         assert [batch.now for batch in journal.log()] == [float(number) for number in range(committed)]
         filler.unlink()
         journal.save(b"after", b"after", SavedInterval(0.0, 1.0, b"after"))
-        journal.append([Batch(1.0, [b"after"])], b"after 2")
+        journal.append([TakenFrames(1.0, [b"after"])], b"after 2")
         journal.close()
         check_integrity(path)
         journal = Journal(path)
         assert journal.saved() == (b"after", b"after 2")
-        assert list(journal.log()) == [Batch(1.0, [b"after"])]
+        assert list(journal.log()) == [TakenFrames(1.0, [b"after"])]
         assert journal.intervals(0.0, 1.0) == [b"after"]
         journal.close()
 

@@ -133,3 +133,15 @@ def test_a_payload_per_label_set_is_given_back() -> None:
     assert made == labelled(a=1, b=5)
     with pytest.raises(StatsError, match="expected a payload per label set, got int"):
         made.load(3)
+
+
+def test_what_was_loaded_or_folded_does_not_wait_to_be_folded() -> None:
+    state = LabelledState(CounterState, 1)
+    state.load({("a",): 3})
+    assert not state
+    state.labels("a").add(1)
+    assert state
+    state.fold()
+    assert not state
+    state.labels(None)  # type: ignore[arg-type]
+    assert state

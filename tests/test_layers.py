@@ -12,7 +12,7 @@ import kvxfer
 
 PACKAGE = Path(kvxfer.__file__).parent
 LAYERS = (
-    ("errors", "units", "unbroken"),
+    ("errors", "units"),
     (
         "buckets",
         "histogram",
@@ -33,6 +33,7 @@ LAYERS = (
         "seqs",
         "interval",
         "saved",
+        "forgotten",
         "sources",
         "groups",
         "copying",
@@ -60,6 +61,7 @@ STATE_MACHINES = (
     "packed",
     "sums",
     "views",
+    "forgotten",
     "sources",
     "groups",
     "seqs",

@@ -245,6 +245,56 @@ def test_a_push_that_cannot_be_read_is_said_once_counted_as_cut_and_harms_nobody
     assert collector.snapshot().pipeline.observations_cut == 2
 
 
+def test_recording_what_cannot_be_sent_is_said_once_and_cut_and_what_comes_after_it_arrives(
+    collector: Collector, list_connector: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "kvxfer"), publisher(collector, list_connector) as worker:
+        worker.stats.data["durations"] = [object(), 1.5]
+        worker.flush(timeout=10.0)
+        worker.stats.data["durations"] = [1.5]
+        worker.push({"durations": [2.5]})
+        assert worker.flush(timeout=10.0)
+        assert len(worker._draining.pushed) == 0
+    assert len(caplog.messages) == 1
+    assert reduced(collector) == {"Sum of durations": 4.0}
+    assert collector.snapshot().pipeline.observations_cut == 2
+
+
+def test_stats_that_cannot_merge_are_cut_with_all_that_they_hold(
+    collector: Collector, list_connector: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(ListStats, "aggregate", refuse)
+    with publisher(collector, list_connector, flush_seconds=60.0) as worker:
+        for _ in range(2):
+            worker.push({"durations": [1.5] * 40})
+    collector.stop()
+    assert collector.snapshot().pipeline.observations_cut == 40
+
+
+def test_a_flush_while_another_thread_closes_does_not_say_that_nothing_is_left(ipc_endpoint: str) -> None:
+    for _ in range(20):
+        worker = StatsPublisher("NixlConnector", ipc_endpoint, linger=0.05)
+        worker.stats.record_failed_transfer()
+        closing = threading.Thread(target=worker.close)
+        closing.start()
+        assert not worker.flush()
+        closing.join()
+        assert not worker.flush()
+
+
+def test_what_is_not_drained_yet_is_read_by_who_asks(collector: Collector) -> None:
+    with publisher(collector, flush_seconds=60.0) as worker:
+        for _ in range(100):
+            worker.stats.record_transfer(0.5, 0.001, 1024, 2)
+            assert not worker.stats.is_empty()
+        assert worker.stats.reduce()["Num successful transfers"] == 100
+        worker.stats.aggregate(worker.stats.copy())
+        assert worker.stats.reduce()["Num successful transfers"] == 200
+
+
 def test_a_connector_that_is_not_registered_is_an_error_where_its_stats_are_asked_for(ipc_endpoint: str) -> None:
     with StatsPublisher("TelepathyConnector", ipc_endpoint, linger=0.0) as worker:
         with pytest.raises(UnknownConnectorError, match=r"Connector 'TelepathyConnector' is not registered\."):

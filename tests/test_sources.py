@@ -60,6 +60,25 @@ def test_a_source_that_is_not_heard_of_turns_silent_then_gone_and_lives_when_it_
     assert made.pipeline(700.0).reports_lost == 0
 
 
+def test_a_source_that_reports_seldom_is_silent_after_three_of_its_periods() -> None:
+    def covering(seq: int, seconds: float) -> bytes:
+        packed = encode_payload(transfers().to_packed())
+        return encode(Report(1, source(), "NixlConnector", seq, 0.0, seconds, packed))
+
+    made = Aggregator(CONFIG, 0.0)
+    made.feed(covering(1, 300.0), 0.0)
+    assert states(made, 899.9) == (1, 0, 0)
+    again = Aggregator(CONFIG, 0.0)
+    again.restore(made.save())
+    for each in (made, again):
+        assert silent(each.close_interval(899.9)) == []
+        assert states(each, 900.0) == (0, 1, 0)
+        each.close_interval(900.0)
+        assert states(each, 900.0) == (0, 0, 1)
+    made.feed(covering(2, 1e300), 1000.0)  # nobody is believed to be that patient
+    assert states(made, 1000.0 + 3 * 3600) == (0, 1, 0)
+
+
 def test_a_silent_source_that_reports_is_live_at_once_and_in_the_next_interval_not_named() -> None:
     made = Aggregator(CONFIG, 0.0)
     for name in ("a", "b"):
@@ -101,7 +120,7 @@ def test_what_comes_late_of_a_source_taken_for_gone_is_counted_once_and_is_lost_
     assert (states(made, 711.0), total(made, 711.0)) == ((1, 0, 0), 4)
 
 
-def test_a_source_that_was_gone_and_forgotten_counts_as_a_new_one_and_loses_nothing() -> None:
+def test_a_source_that_was_gone_and_forgotten_and_comes_back_loses_nothing() -> None:
     made = Aggregator(CollectorConfig(silent_seconds=30.0, gone_seconds=600.0, max_sources=1), 0.0)
     made.feed(report(1, source()), 0.0)
     made.close_interval(600.0)

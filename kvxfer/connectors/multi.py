@@ -51,6 +51,19 @@ class MultiKVConnectorStats(KVConnectorStats):
             self.data[child] = stats.copy() if mine is None else mine.aggregate(stats)
         return self
 
+    def drain(self, *, for_report: bool = False) -> "MultiKVConnectorStats":
+        """Drain every child."""
+        return type(self)({child: stats.drain(for_report=for_report) for child, stats in list(self.data.items())})
+
+    def drain_cut(self) -> int:
+        """Take what the children have dropped."""
+        return sum(stats.drain_cut() for stats in list(self.data.values()))
+
+    def stop(self) -> None:
+        """Let every child drop what is recorded."""
+        for stats in list(self.data.values()):
+            stats.stop()
+
     def split(self) -> "list[MultiKVConnectorStats]":
         """Two of some of the children each, or of parts of the one child."""
         halves = halves_of(self.data)

@@ -130,6 +130,14 @@ class OffloadingConnectorStats(KVConnectorStats):
             elif name in held or len(held) < MAX_METRICS:
                 held[name] = value
 
+    def drain(self, *, for_report: bool = False) -> "OffloadingConnectorStats":
+        """Take all observations into a new object and leave this one empty."""
+        del for_report
+        taken = type(self)()
+        taken.data, self.data = self.data, taken.data
+        taken._rejected, self._rejected = self._rejected, 0
+        return taken
+
     def split(self) -> "list[OffloadingConnectorStats]":
         """Two of some of the metrics each, or of some of the label sets of the one metric; the first has the facts."""
         metrics = self.data["data"]

@@ -89,7 +89,7 @@ class JsonlExporter:
     def export(self, interval: Interval) -> None:
         """Write the interval's line."""
         line = msgspec.json.encode(as_record(interval), enc_hook=plain) + b"\n"
-        end = self._path.stat().st_size
+        end = os.fstat(self._file.fileno()).st_size
         if self._file.write(line) != len(line):  # the disk is full: no half line in the middle of the file
             self._file.truncate(end)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))

@@ -109,6 +109,12 @@ def test_an_exit_with_no_collector_there_ends_within_linger(ipc_endpoint: str) -
         assert process.exitcode == code
 
 
+def test_a_process_with_many_publishers_and_no_collector_ends_within_one_linger(ipc_endpoint: str) -> None:
+    begun = time.monotonic()
+    run_script(f"from workers import publish_with_many; publish_with_many({ipc_endpoint!r}, 8)")
+    assert time.monotonic() - begun < 2 * LINGER_AND_MARGIN
+
+
 def test_a_process_is_a_worker_as_long_as_it_publishes(ipc_endpoint: str) -> None:
     assert not has_kv_transfer_group()
     publisher = StatsPublisher(CONNECTOR, ipc_endpoint)

@@ -21,13 +21,13 @@ KILLS = 20
 WRITER = """
 import os, struct, sys
 from kvxfer.journal import Journal
-from kvxfer.saved import Batch, SavedInterval
+from kvxfer.saved import TakenFrames, SavedInterval
 journal, number = Journal(sys.argv[1]), int(sys.argv[2])
 while True:
     number += 1
     content = struct.pack("<q", number) * (1 + number * 7919 % 3000)
     if number % 7:
-        journal.append([Batch(float(number), [content, content])], content)
+        journal.append([TakenFrames(float(number), [content, content])], content)
     else:
         journal.save(content, content, SavedInterval(number - 7.0, float(number), content))
         journal.prune(number - 700.0, 1 << 40)

@@ -30,6 +30,13 @@ def test_a_handler_may_flush_and_close_the_publisher_that_it_interrupts(ipc_endp
     assert run_script(script) == "closed\n"
 
 
+@pytest.mark.parametrize("busy", ["enumerate", "start", "drain", "read"])
+def test_a_handler_may_record_and_read_whatever_it_interrupts(ipc_endpoint: str, busy: str) -> None:
+    script = f"from workers import read_in_handlers; read_in_handlers({ipc_endpoint!r}, {busy!r})"
+    recorded, found = map(int, run_script(script).split())
+    assert found == recorded > 100
+
+
 def test_a_flush_that_says_so_has_everything_counted(collector: Collector) -> None:
     switching = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)  # the publisher's thread is interrupted wherever it can be

@@ -66,6 +66,12 @@ def record_into(stats: Any, count: int) -> None:
         stats.record_transfer(0.001, 0.0001, 1024, 2)
 
 
+def publish_with_many(endpoint: str, count: int) -> None:
+    """Leave so many publishers to the end of the process, each with something to tell."""
+    for _ in range(count):
+        record_into(StatsPublisher(CONNECTOR, endpoint).stats, 1)
+
+
 # --- signal handlers
 
 
@@ -108,6 +114,38 @@ def close_in_a_handler(endpoint: str) -> None:
     while True:
         record_into(publisher.stats, 10)
         publisher.flush()
+
+
+def read_in_handlers(endpoint: str, busy: str) -> None:
+    """Record and read in a handler, for a second, whatever the main thread does; print what was recorded and found."""
+    publisher = StatsPublisher(CONNECTOR, endpoint, flush_seconds=600.0, linger=0.0)
+    stats: Any = publisher.stats
+    recorded = found = 0
+
+    def handle(*_: object) -> None:
+        nonlocal recorded
+        stats.record_transfer(0.001, 0.0001, 1024, 2)
+        recorded += 1
+        stats.summary()
+        signal.setitimer(signal.ITIMER_REAL, 0.0005)  # the next one, when this is over
+
+    calls: dict[str, Callable[[], Any]] = {
+        "enumerate": threading.enumerate,
+        "start": lambda: threading.Thread(target=int).start(),
+        "drain": stats.clone_and_reset,
+        "read": stats.reduce,
+    }
+    signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        taken = calls[busy]()
+        found += taken.transfer_duration.count if busy == "drain" else 0
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    found += stats.transfer_duration.count
+    sys.stdout.write(f"{recorded} {found}\n")
+    sys.stdout.flush()
+    publisher.close()
 
 
 # --- tasks of pools
