@@ -9,11 +9,40 @@ from typing import Any, NamedTuple
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from kvxfer.connectors.base import Connector
+from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus import OPENMETRICS, TEXT, Exposition, Options
+from kvxfer.fields import Counter, Distribution, Gauge
 from kvxfer.interval import Group, Interval, Pipeline
+from kvxfer.stats import TransferStats
 
 PIPELINE = Pipeline(7, 1, 2, {"version": 3}, 4, 5, sources={"live": 2, "silent": 1, "gone": 0})
+
+
+class PageStats(TransferStats):
+    """Fetches of pages."""
+
+    hit_part = Distribution("1", "Part of a fetch that was\nthere.")
+    num_misses = Counter("{page}", 'Pages "missed".')
+    num_errors = Counter("{error}", "Errors by cause.", labels=("cause",))
+    pool_usage = Gauge("1", "Part of the pool in use.", merge="max")
+
+
+class PageStoreConnector(Connector):
+    """Their connector."""
+
+    stats_class = PageStats
+
+
+def pages() -> PageStats:
+    stats = PageStats()
+    for part in (0.0, 0.25, 0.2, 1.0):
+        stats.hit_part.observe(part)
+    stats.num_misses.add(2)
+    stats.num_errors.labels('a "b"\n\\').add(1)
+    stats.pool_usage.set(0.5)
+    return stats
 
 
 def of_groups(*groups: Group) -> Interval:
@@ -40,6 +69,21 @@ def samples(families: list[Any]) -> dict[tuple[str, frozenset[tuple[str, str]]],
         both.append(by_key)
     assert both[0] == both[1]
     return both[0]
+
+
+def label_pairs(connector: str = "PageStoreConnector", **more: str) -> Any:
+    return {"connector": connector, **more}.items()
+
+
+def value(families: list[Any], name: str, connector: str = "NixlConnector", **labels: str) -> float:
+    return samples(families)[name, frozenset(label_pairs(connector, **labels))]
+
+
+def transfers(*durations: float) -> NixlConnectorStats:
+    stats = NixlConnectorStats()
+    for duration in durations:
+        stats.record_transfer(duration, duration / 2, 1 << 20, 4)
+    return stats
 
 
 class Native(NamedTuple):

@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import socket
 import threading
 import time
@@ -261,6 +262,21 @@ def test_a_head_that_comes_too_slowly_ends_the_connection(client: Client, monkey
                 if connection.recv(100) == b"":
                     break
     assert time.monotonic() - began < 2
+
+
+def test_bytes_of_any_kind_do_no_harm(client: Client) -> None:
+    rng = random.Random(1)
+    request = b"GET /api/v1/history?limit=1 HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n"
+    for _ in range(200):
+        mutant = bytearray(request)
+        for _ in range(rng.randint(1, 8)):
+            mutant[rng.randrange(len(mutant))] = rng.randrange(256)
+        with socket.create_connection(("127.0.0.1", client.server.port), timeout=10) as connection:
+            connection.sendall(bytes(mutant))
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(100)
+        assert answer[:9] in (b"", b"HTTP/1.1 ", b"HTTP/1.0 ")
+    assert client.ask("/healthz")[2] == b"ok\n"
 
 
 def test_requests_of_one_packet_are_answered_one_after_the_other(client: Client) -> None:

@@ -2,13 +2,14 @@
 
 import bisect
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from scraping import Prometheus, Service, missing, prometheus, wait_for
+from scraping import Prometheus, Service, get, missing, prometheus, wait_for
 
 from kvxfer.exporters.prometheus.classic import BOUNDARIES
 from kvxfer.publisher import StatsPublisher
@@ -83,6 +84,7 @@ def test_what_prometheus_stores_is_what_was_collected(scraped: Scraped) -> None:
     check_totals(scraped, "shared_memory", scraped.service.fields("SharedMemoryConnector"))
     check_quantiles(scraped, fields)
     check_names(scraped)
+    check_style(scraped)
     assert scraped.server.target()["health"] == "up"
     assert scraped.server.value('kvxfer_source_live{rank="1"}') is None  # it said goodbye
 
@@ -111,6 +113,13 @@ def check_quantiles(scraped: Scraped, fields: dict[str, Any]) -> None:
             at = bisect.bisect_left(boundaries, ours)
             assert theirs is not None
             assert boundaries[at - 1] <= theirs <= boundaries[at]
+
+
+def check_style(scraped: Scraped) -> None:
+    """Prometheus' own linter has nothing to say."""
+    page = get(scraped.service.url("/metrics"))
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False, timeout=20)
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def check_names(scraped: Scraped) -> None:

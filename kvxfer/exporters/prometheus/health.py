@@ -18,6 +18,7 @@ REJECTED: Final = (
     "connector_failed",
     "too_many_sources",
     "interval_full",
+    "unreadable_file",
 )
 REFUSED: Final = (
     "unauthorized_key",
