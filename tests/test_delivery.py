@@ -190,7 +190,7 @@ def test_what_was_flushed_is_counted_exactly_once_whatever_the_link_and_the_cras
         assert counted[worker.name] == worker.recorded
     for worker in pool.killed:
         assert counted[worker.name] <= worker.recorded
-    total = sum(group.stats.data["transfer_duration"].count for group in pool.aggregator.snapshot(pool.now).groups)
+    total = sum(group.stats.transfer_duration.count for group in pool.aggregator.snapshot(pool.now).groups)
     assert total == counted.total()
     assert pool.aggregator.pipeline(pool.now).reports_rejected == {}
 
@@ -209,7 +209,7 @@ def test_workers_that_take_each_others_place_in_a_small_collector_are_counted_ex
         pool.heal()
         assert worker.outbox.is_idle
     for group in pool.aggregator.snapshot(pool.now).groups:
-        counted[group.labels["rank"]] += group.stats.data["transfer_duration"].count
+        counted[group.labels["rank"]] += group.stats.transfer_duration.count
     assert counted == Counter({worker.name: worker.recorded for worker in workers if worker.recorded})
     assert pool.aggregator.pipeline(pool.now).reports_rejected.keys() <= {"too_many_sources"}
 
