@@ -98,7 +98,12 @@ for _name, _module in {
     "NixlPullConnector": "nixl:NixlConnector",
     "NixlPushConnector": "nixl:NixlConnector",
     "MooncakeConnector": "mooncake:MooncakeConnector",
+    "MooncakeStoreConnector": "mooncake_store:MooncakeStoreConnector",
     "OffloadingConnector": "offloading:OffloadingConnector",
+    "SimpleCPUOffloadConnector": "simple_cpu_offload:SimpleCPUOffloadConnector",
+    "HiSparseConnector": "hisparse:HiSparseConnector",
+    "HF3FSKVConnector": "hf3fs:HF3FSKVConnector",
+    "UMBPStoreConnector": "umbp:UMBPStoreConnector",
     "MultiConnector": "multi:MultiConnector",
     "SharedMemoryConnector": "shared_memory:SharedMemoryConnector",
 }.items():

@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 
+from kvxfer.connectors.described import MAX_FACT_BYTES, MAX_HISTOGRAM_SETS, MAX_HISTOGRAMS, MAX_METRICS
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
 from kvxfer.connectors.multi import MultiConnector, MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.connectors.offloading import (
-    MAX_FACT_BYTES,
-    MAX_HISTOGRAM_SETS,
-    MAX_HISTOGRAMS,
-    MAX_METRICS,
-    OffloadingConnector,
-    OffloadingConnectorStats,
-)
+from kvxfer.connectors.offloading import OffloadingConnector, OffloadingConnectorStats
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
