@@ -4,7 +4,7 @@ vLLM's form: ``{"types": {name: "counter" | "gauge" | "histogram"}, "data": {nam
 "info": {name: facts}}``. The packed form is the same with packed distributions for lists.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from kvxfer.contract import KVConnectorStats
@@ -68,7 +68,7 @@ class DescribedStats(KVConnectorStats):
         self._rejected = 0
         self.data = {"types": {}, "data": {}, "info": {}}
 
-    def _load(self, payload: dict[str, Any]) -> None:
+    def _load(self, payload: Mapping[str, Any]) -> None:
         types, metrics, facts = (payload.get(part) or {} for part in ("types", "data", "info"))
         if not all(isinstance(part, dict) for part in (types, metrics, facts)):
             message = f"expected types, data and info to be objects - at `{type(self).__name__}`"
@@ -213,4 +213,3 @@ class DescribedStats(KVConnectorStats):
 def _describe(state: LabelledState) -> Any:  # noqa: ANN401 - plain data of JSON
     unlabelled = state.children.get(())
     return describe(state if unlabelled is None else unlabelled)
-

@@ -32,7 +32,7 @@ class MooncakeStoreConnectorStats(TransferStats):
     num_bytes = Counter("By", "Bytes that calls were for.", labels=_LABELS)
     num_failed_keys = Counter("{key}", "Keys of which calls failed.", labels=_LABELS, failure=True)
 
-    def record_operation(  # noqa: PLR0913 - as vLLM's
+    def record_operation(
         self,
         operation: str,
         duration_seconds: float,
@@ -98,9 +98,9 @@ class MooncakeStoreConnectorStats(TransferStats):
 
     def _count(self, name: str, operations: Container[str], status: str | None = None) -> float:
         children = getattr(self, name).children.items()
-        return sum(
-            child.value for (operation, said), child in children if operation in operations and status in (None, said)
-        )
+        found = (child for (operation, said), child in children if operation in operations and status in (None, said))
+        total: float = sum(child.value for child in found)
+        return total
 
 
 def _nearest_rank(durations: DistributionState, q: float) -> float:
