@@ -5,7 +5,6 @@ from typing import Any, Final
 
 from kvxfer.connectors.base import Connector
 from kvxfer.fields import Counter
-from kvxfer.states import CounterState
 from kvxfer.stats import TransferStats
 
 _LABELS: Final = ("operation",)
@@ -43,14 +42,14 @@ class UMBPStoreConnectorStats(TransferStats):
         self._hoist_rejected()
 
     def reduce(self) -> dict[str, Any]:
-        """vLLM's keys: the four counts of each operation, in the order in which operations came."""
+        """vLLM's keys: the four counts of each operation that has any, in the order in which operations came."""
         self.fold()
-        held = {name: getattr(self, name).children for name in self.fields}
-        operations = dict.fromkeys(values for children in held.values() for values in children)
+        held = {name: getattr(self, name).to_value() for name in self.fields}
+        operations = dict.fromkeys(values for counts in held.values() for values in counts)
         return {
-            f"{values[0]}_{name}": children.get(values, CounterState()).value
-            for values in operations
-            for name, children in held.items()
+            f"{operation}_{name}": counts.get((operation,), 0)
+            for (operation,) in operations
+            for name, counts in held.items()
         }
 
 
