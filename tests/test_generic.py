@@ -11,6 +11,7 @@ from kvxfer.config import CollectorConfig, KVTransferConfig
 from kvxfer.connectors.described import MAX_METRICS
 from kvxfer.connectors.generic import MARK, MAX_DEPTH
 from kvxfer.contract import KVConnectorStats
+from kvxfer.copying import copy_of
 from kvxfer.errors import ConfigError, UnknownConnectorError
 from kvxfer.exporters.jsonl import as_record
 from kvxfer.factory import KVConnectorFactory
@@ -227,3 +228,38 @@ def test_values_cannot_fill_the_memory() -> None:
     tracemalloc.stop()
     assert held < 4 << 20
     assert stats.is_bounded()
+
+
+# --- in a worker
+
+
+class Foreign:
+    """Stats of a private connector, of a class that kvxfer knows nothing of."""
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+
+
+@pytest.mark.parametrize("given", [PRIVATE, Foreign(PRIVATE)], ids=["payload", "object"])
+def test_a_worker_reads_what_it_has_no_class_for_by_its_form(given: Any) -> None:
+    copied = copy_of(given, "PrivateConnector")
+    assert copied is not None
+    assert copied.reduce() == build(PRIVATE).reduce()
+    KVConnectorFactory.register_generic("PrivateConnector")
+    made = Aggregator(CollectorConfig(), 0.0)
+    made.feed(report(1, copied.to_packed()), 1.0)
+    assert made.close_interval(2.0).groups[0].stats.reduce() == copied.reduce()
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_private_child_costs_the_others_of_a_worker_nothing(*, wrapped: bool) -> None:
+    children = {"NixlConnector": {"num_failed_transfers": [1]}, "PrivateConnector": PRIVATE, "PrivateConnector#2": {}}
+    payload = {child: {"data": each} for child, each in children.items()} if wrapped else children
+    copied = copy_of(payload, "MultiConnector")
+    assert copied is not None
+    assert copied.reduce()["NixlConnector"]["Num failed transfers"] == 1
+    assert copied.reduce()["PrivateConnector"] == build(PRIVATE).reduce()
+    made = Aggregator(CollectorConfig(), 0.0)
+    assert not made.feed(report(1, copied.to_packed(), "MultiConnector"), 1.0)
+    KVConnectorFactory.register_generic("PrivateConnector")
+    assert made.feed(report(1, copied.to_packed(), "MultiConnector"), 1.0)

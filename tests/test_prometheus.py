@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 import pytest
-from captured import PAYLOADS
+from captured import NAMES, PAYLOADS, expected
 from exposing import measured, of_groups, of_stats, protobuf_families, samples
 from list_stats import ListStats
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.base import Connector
+from kvxfer.connectors.hisparse import HiSparseConnectorStats
 from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
@@ -170,6 +171,13 @@ def test_children_of_a_multi_connector_have_their_own_names_and_their_parent_as_
     assert value(families, "kvxfer_page_store_num_misses_total", "PageStoreConnector", **labels) == 2
 
 
+def test_children_of_one_class_share_their_names_and_are_told_apart_by_a_label() -> None:
+    stats = MultiKVConnectorStats({"NixlConnector": transfers(1.0), "NixlConnector#2": transfers(2.0)})
+    families = measured(of_stats(stats, "MultiConnector"))
+    for child, busy in (("NixlConnector", 1.0), ("NixlConnector#2", 2.0)):
+        assert value(families, "kvxfer_nixl_busy_seconds_total", child, parent="MultiConnector") == busy
+
+
 def test_everything_declared_is_there_at_zero_before_it_is_observed() -> None:
     families = measured(of_stats(NixlConnectorStats(), "NixlConnector"))
     names = {name for name, _ in samples(families)}
@@ -225,6 +233,82 @@ def test_vllms_names_and_buckets_stand_where_it_has_some() -> None:
     ((_, native),) = protobuf_families(PROTOBUF.write(families))["vllm:nixl_post_time_seconds"][1]
     assert native.buckets == {}
     assert native.classic[0.025] == 1
+
+
+@pytest.mark.parametrize(
+    ("connector", "payload", "expected_names"),
+    [
+        (
+            "MooncakeStoreConnector",
+            {
+                "save_put": [
+                    {"duration_seconds": 0.5, "num_keys": 3, "num_bytes": 9, "status": "ok", "num_failed_keys": 1}
+                ]
+            },
+            {
+                'vllm:mooncake_store_operation_time_seconds_count{operation="save_put",status="ok"}': 1,
+                'vllm:mooncake_store_operation_total{operation="save_put",status="ok"}': 1,
+                'vllm:mooncake_store_operation_keys_total{operation="save_put",status="ok"}': 3,
+                'vllm:mooncake_store_operation_bytes_total{operation="save_put",status="ok"}': 9,
+                'vllm:mooncake_store_operation_failed_keys_total{operation="save_put",status="ok"}': 1,
+            },
+        ),
+        (
+            "HiSparseConnector",
+            {"cache_hits": [3, 4], "host_cache_usage_perc": [0.5], "host_block_reuse_gap_seconds": [0.25]},
+            {
+                "vllm:hisparse_cache_hits_total": 7,
+                "vllm:hisparse_host_cache_usage_perc": 0.5,
+                "vllm:hisparse_host_block_reuse_gap_seconds_count": 1,
+            },
+        ),
+        (
+            "HF3FSKVConnector",
+            {"save_duration": [0.5], "num_failed_load": 2, "num_transfer_task": 3},
+            {"vllm:hf3fs_save_duration_seconds_count": 1, "vllm:hf3fs_num_failed_load_total": 2},
+        ),
+        (
+            "UMBPStoreConnector",
+            {"load": {"submitted": 3, "completed": 2, "failed": 1, "num_bytes": 64}},
+            {
+                'vllm:umbp_transfer_submitted_total{operation="load"}': 3,
+                'vllm:umbp_transfer_bytes_total{operation="load"}': 64,
+            },
+        ),
+        (
+            "SimpleCPUOffloadConnector",
+            {
+                "types": {"vllm:simple_kv_offload_save_outcomes_total": "counter"},
+                "data": {"vllm:simple_kv_offload_save_outcomes_total": {("stored",): 5}},
+            },
+            {'vllm:simple_kv_offload_save_outcomes_total{outcome="stored"}': 5},
+        ),
+    ],
+)
+def test_vllms_names_of_stores_and_host_memory(
+    connector: str, payload: dict[str, Any], expected_names: dict[str, float]
+) -> None:
+    stats = KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats(payload)
+    assert stats is not None
+    found = samples(measured(of_stats(stats, connector), Options(names="vllm")))
+    by_text = {
+        name + ("{" + ",".join(f'{key}="{text}"' for key, text in more) + "}" if more else ""): held
+        for (name, labels), held in found.items()
+        for more in [sorted(each for each in labels if each[0] != "connector")]
+    }
+    assert {name: by_text.get(name) for name in expected_names} == expected_names
+
+
+def test_names_of_ours_for_part_of_one_say_ratio() -> None:
+    stats = HiSparseConnectorStats({"host_cache_usage_perc": [0.5]})
+    assert (
+        value(
+            measured(of_stats(stats, "HiSparseConnector")),
+            "kvxfer_hi_sparse_host_cache_usage_ratio",
+            "HiSparseConnector",
+        )
+        == 0.5
+    )
 
 
 VLLM_NIXL = (
@@ -286,12 +370,10 @@ def test_in_vllms_names_nothing_that_a_worker_calls_ours_is_taken_for_ours() -> 
     assert value(families, "vllm:kv_offload_store_size_bucket", "OffloadingConnector", **at_5e6) == 2
 
 
-@pytest.mark.parametrize("name", ["nixl", "multi", "offloading", "made_nixl_large", "made_offloading", "made_multi"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("names", ["kvxfer", "vllm"])
 def test_real_payloads_are_exposed_whole(name: str, names: Any) -> None:
-    if not PAYLOADS.exists():
-        pytest.skip("the captured payloads are not beside this checkout")
-    connector = next(each for each in ("Nixl", "Multi", "Offloading") if each.lower() in name) + "Connector"
+    connector = expected(name)["connector"]
     build = KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats
     parts = [build(each) for each in msgspec.msgpack.decode((PAYLOADS / f"{name}.msgpack").read_bytes())]
     total = functools.reduce(lambda one, other: one.aggregate(other), parts)

@@ -6,14 +6,14 @@ own: the first of a class is named as in vLLM, the second ``NixlConnector#2``, a
 
 import re
 from collections import Counter as Tally
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Final
 
 from kvxfer.connectors.base import Connector
 from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState, merged
 from kvxfer.errors import StatsError
-from kvxfer.factory import KVConnectorFactory
+from kvxfer.factory import ConnectorClass, KVConnectorFactory
 from kvxfer.states import halves_of
 
 MAX_CHILDREN: Final = 8
@@ -167,9 +167,12 @@ class MultiConnector(Connector):
 
         Raises `UnknownConnectorError` (a ValueError) for a child that is not registered, `StatsError` for too many.
         """
-        _check_number(data or {})
-        built = {child: _build(child, payload) for child, payload in (data or {}).items()}
-        return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
+        return _build_all(data or {}, KVConnectorFactory.get_connector_class_by_name)
+
+    @classmethod
+    def build_known_or_generic(cls, data: Mapping[str, Any]) -> MultiKVConnectorStats:
+        """The same where a child that is not registered is generic: for a worker, which is not to lose the others."""
+        return _build_all(data, _known_or_generic)
 
 
 def _check_number(children: Sized) -> None:
@@ -178,7 +181,19 @@ def _check_number(children: Sized) -> None:
         raise StatsError(message)
 
 
-def _build(child: Any, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
+def _known_or_generic(connector: str) -> ConnectorClass:
+    if KVConnectorFactory.is_registered(connector):
+        return KVConnectorFactory.get_connector_class_by_name(connector)
+    return KVConnectorFactory.get_generic_class(connector)
+
+
+def _build_all(data: Mapping[str, Any], find: Callable[[str], ConnectorClass]) -> MultiKVConnectorStats:
+    _check_number(data)
+    built = {child: _build(child, payload, find) for child, payload in data.items()}
+    return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
+
+
+def _build(child: Any, payload: Any, find: Callable[[str], ConnectorClass]) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
     if isinstance(payload, KVConnectorStats):
         return payload
     if not isinstance(child, str) or not isinstance(payload, dict):
@@ -190,4 +205,4 @@ def _build(child: Any, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401
         raise StatsError(message)
     # Before 0.33 vLLM wrapped each child's payload.
     bare = payload["data"] if payload.keys() == {"data"} else payload
-    return KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats(bare)
+    return find(connector).build_kv_connector_stats(bare)
