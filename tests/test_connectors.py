@@ -516,11 +516,11 @@ def test_a_name_that_no_child_has_is_not_registered(child: str) -> None:
 
 
 def test_children_cannot_fill_the_memory() -> None:
-    names = [f"NixlConnector#{number}" for number in range(2, 10)] + ["NixlConnector"]
-    with pytest.raises(StatsError, match="a MultiConnector holds at most 8 connectors, got 9"):
+    names = [*(f"NixlConnector#{number}" for number in range(2, MAX_CHILDREN + 2)), "NixlConnector"]
+    with pytest.raises(StatsError, match="a MultiConnector holds at most 6 connectors, got 7"):
         build("MultiConnector", {name: {} for name in names})
     stats = build("MultiConnector", {name: {} for name in names[:MAX_CHILDREN]})
-    with pytest.raises(StatsError, match="at most 8"):
+    with pytest.raises(StatsError, match="at most 6"):
         stats.aggregate(build("MultiConnector", {"NixlConnector": {}}))
     assert len(stats.data) == MAX_CHILDREN
 

@@ -21,8 +21,8 @@ MAX_METRICS: Final = 256
 MAX_HISTOGRAMS: Final = 32
 """Metrics that are histograms, which take up to 37 kB in each label set; vLLM 0.33 has 8, none with labels."""
 
-MAX_HISTOGRAM_SETS: Final = 16
-"""Label sets of a histogram."""
+MAX_HISTOGRAM_SETS: Final = 8
+"""Label sets of a histogram; vLLM had two (``CPU_to_GPU``, ``GPU_to_CPU``)."""
 
 MAX_FACT_BYTES: Final = 4096
 """Bytes of msgpack of one fact."""

@@ -16,8 +16,8 @@ from kvxfer.errors import StatsError
 from kvxfer.factory import ConnectorClass, KVConnectorFactory
 from kvxfer.states import halves_of
 
-MAX_CHILDREN: Final = 8
-"""Children of one object, twice what anybody configures; each can hold as much as stats of its own."""
+MAX_CHILDREN: Final = 6
+"""Children of one object, twice what is configured anywhere; each can hold as much as stats of its own, 11 MB."""
 
 _INSTANCE: Final = re.compile(r"(.+)#[2-9]")
 
