@@ -237,7 +237,7 @@ def test_only_failures_are_not_empty_and_every_timing_is_zero() -> None:
     assert reduced.pop("Num failed transfers") == 4
     assert reduced.pop("Num KV expired reqs") == 2
     assert reduced.pop("Num notifs after expiry") == 1
-    assert set(map(float, reduced.values())) == {0.0}
+    assert set(map(repr, reduced.values())) == {"0"}
     assert len(reduced) == 8
 
 
