@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal, TypeAlias
 
-from kvxfer.connectors.multi import MultiKVConnectorStats
-from kvxfer.connectors.offloading import OffloadingConnectorStats
+from kvxfer.connectors.described import DescribedStats
+from kvxfer.connectors.multi import MultiKVConnectorStats, connector_of_child
 from kvxfer.contract import KVConnectorStats
 from kvxfer.distribution import DistributionState
 from kvxfer.errors import KVXferError
@@ -38,7 +38,8 @@ class Measuring:
     def __init__(self, connector: str, ours: Mapping[str, str], theirs: Mapping[str, str], names: Names) -> None:
         """Find the stem of the names; connectors that share one class, as NIXL's three do, share it."""
         try:
-            bare = str(getattr(KVConnectorFactory.get_connector_class_by_name(connector), "__name__", ""))
+            found = KVConnectorFactory.get_connector_class_by_name(connector_of_child(connector))
+            bare = str(getattr(found, "__name__", ""))
         except KVXferError:
             bare = ""
         self.connector = connector
@@ -87,7 +88,7 @@ def _add(families: Families, measuring: Measuring, stats: KVConnectorStats) -> N
         return
     if isinstance(stats, TransferStats):
         _add_declared(families, measuring, stats)
-    elif isinstance(stats, OffloadingConnectorStats):
+    elif isinstance(stats, DescribedStats):
         add_described(families, measuring, stats)
     else:
         add_reduced(families, measuring, stats)
