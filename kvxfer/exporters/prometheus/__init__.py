@@ -25,6 +25,6 @@ exposed to 12 digits.
 from kvxfer.exporters.prometheus.exposition import Exposition, Options
 from kvxfer.exporters.prometheus.families import Counted
 from kvxfer.exporters.prometheus.formats import OPENMETRICS, PROTOBUF, TEXT, Format, choose
-from kvxfer.exporters.prometheus.measured import Names
+from kvxfer.exporters.prometheus.measuring import Names
 
 __all__ = ["OPENMETRICS", "PROTOBUF", "TEXT", "Counted", "Exposition", "Format", "Names", "Options", "choose"]

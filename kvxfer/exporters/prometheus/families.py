@@ -109,6 +109,10 @@ class Families:
             self._num_lines = num_lines
             series[labels] = value
 
+    def correct(self, family: Family, labels: Labels, value: Value) -> None:
+        """Change a series that is there."""
+        self._series[family.name][1][labels] = value
+
     def declare(self, family: Family) -> dict[Labels, Value] | None:
         """The series of a family, which may have none yet; None where its name is another's."""
         held = self._series.get(family.name)
