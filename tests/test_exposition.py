@@ -21,6 +21,7 @@ from list_stats import ListStats
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Exposition, Options, choose
@@ -125,6 +126,15 @@ def test_stats_that_only_grow_are_gauges_of_the_last_interval() -> None:
     assert value(families, name, "ListConnector", engine="e") == ListStats(data={"seconds": [1.0, 2.0]}).reduce()[key]
 
 
+def test_what_stands_beside_stats_that_only_grow_keeps_its_gauges() -> None:
+    stats = MultiKVConnectorStats({"PageStoreConnector": pages(), "ListConnector": ListStats(data={"seconds": [1.0]})})
+    families = measured(of_groups(), last=of_stats(stats, "MultiConnector"))
+    of = {"parent": "MultiConnector"}
+    assert value(families, "kvxfer_page_store_pool_usage_ratio", "PageStoreConnector", **of) == 0.5
+    name = "kvxfer_multi_reduced_listconnector_sum_of_seconds"
+    assert value(families, name, "MultiConnector") == 1.0
+
+
 # --- gauges
 
 
@@ -203,6 +213,11 @@ def test_sources_have_series_of_their_own_up_to_a_cap_and_not_in_the_families_of
     assert found["kvxfer_source_live", frozenset(label_pairs("NixlConnector", **labels))] == 0
     key = "kvxfer_source_nixl_transfer_duration_seconds_sum", frozenset(label_pairs("NixlConnector", **labels))
     assert found[key] == 3.0
+    of = frozenset(label_pairs("NixlConnector", **labels))
+    assert found["kvxfer_source_moved_bytes_total", of] == 1 << 20
+    assert found["kvxfer_source_transfers_total", of] == found["kvxfer_source_transfer_seconds_count", of] == 1
+    assert found["kvxfer_source_transfer_seconds_sum", of] == 3.0
+    assert not any(name.startswith(("kvxfer_moved", "kvxfer_transfer")) for name, _ in found)
     assert {dict(of)["rank"] for name, of in found if name == "kvxfer_source_live"} == {"0", "2"}
     assert found["kvxfer_collector_sources_without_series", frozenset()] == 1  # three live or silent
     assert not any(name.startswith("kvxfer_nixl_") for name, _ in found)

@@ -100,6 +100,25 @@ def test_wall_and_busy_throughput_are_quotients_of_two_counters() -> None:
     assert value(families, "kvxfer_nixl_busy_seconds_total") == 4.0
 
 
+@pytest.mark.parametrize("names", ["kvxfer", "vllm"])
+def test_what_all_connectors_tell_has_fixed_names_whosever_names_are_wanted(names: Any) -> None:
+    nixl = transfers(1.0, 3.0)
+    nixl.num_kv_expired_reqs.add(2)
+    stats = MultiKVConnectorStats({"NixlConnector": nixl, "OffloadingConnector": OffloadingConnectorStats(OFFLOADING)})
+    families = measured(of_stats(stats, "MultiConnector"), Options(names=names))
+    of = {"parent": "MultiConnector"}
+    assert value(families, "kvxfer_moved_bytes_total", **of) == 2 << 20
+    assert value(families, "kvxfer_busy_seconds_total", **of) == 4.0
+    assert value(families, "kvxfer_transfers_total", **of) == 2
+    assert value(families, "kvxfer_transfer_seconds_sum", **of) == 4.0
+    assert value(families, "kvxfer_transfer_seconds_bucket", **of, le="2.5") == 1
+    assert value(families, "kvxfer_failures_total", **of, kind="num_kv_expired_reqs") == 2
+    assert value(families, "kvxfer_failures_total", **of, kind="num_failed_handshakes") == 0
+    assert value(families, "kvxfer_moved_bytes_total", "OffloadingConnector", **of) == 7
+    series = {family.name: list(held) for family, held in families}
+    assert len(series["kvxfer_transfers"]) == 1  # nobody knows the durations of offloading one by one
+
+
 # --- vLLM's names
 
 

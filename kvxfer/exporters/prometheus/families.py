@@ -10,7 +10,7 @@ MAX_FAMILIES: Final = 2048
 """Families of one exposition; some names are chosen by workers. One more is left out, and counted."""
 
 MAX_LINES: Final = 250_000
-"""Lines of its text, 40 MB: a thousand groups of NIXL take half of them. What is above is left out, and counted."""
+"""Lines of its text, 40 MB: a thousand groups of NIXL take 70 % of them. What is above is left out, and counted."""
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 """Names and values, each name once."""

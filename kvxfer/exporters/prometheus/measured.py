@@ -4,13 +4,14 @@ Only stats are read here; the pipeline's own counts are in `health`, what worker
 `described`. A class of somebody else that fails costs its own series alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
 
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus.classic import boundaries_of
+from kvxfer.exporters.prometheus.common import add_common
 from kvxfer.exporters.prometheus.described import add_described
 from kvxfer.exporters.prometheus.families import Families, Family, Kind, Measured, Value
 from kvxfer.exporters.prometheus.measuring import Measuring, Names, parts
@@ -30,33 +31,36 @@ def add_group(families: Families, unknown: Unknown, measuring: Measuring, group:
     """Add what a group has counted since the beginning; whether its class could be read."""
     family = Family(f"{measuring.prefix}_ranks", Kind.GAUGE, "Publishers that have reported and are not forgotten.")
     families.add(family, measuring.own_labels, group.num_ranks)
-    return _is_read(_add_totals, families, unknown, measuring, group)
+    try:
+        for each, stats in parts(measuring, group.stats):
+            _add_totals(families, unknown, each, stats)
+    except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
+        return False
+    return True
 
 
 def add_levels(families: Families, unknown: Unknown, measuring: Measuring, group: Group) -> bool:
     """Add what holds for the last interval alone; whether the class could be read.
 
-    These are gauges, which are never folded over intervals, and the numbers of stats that keep no totals.
+    These are gauges, which are never folded over intervals, and the numbers of stats that only grow.
     """
-    return _is_read(_add_levels, families, unknown, measuring, group)
-
-
-def _is_read(
-    add: Callable[[Families, Unknown, Measuring, KVConnectorStats], None],
-    families: Families,
-    unknown: Unknown,
-    measuring: Measuring,
-    group: Group,
-) -> bool:
     try:
+        if not group.stats.is_bounded():
+            add_reduced(unknown, measuring, group.stats)
         for each, stats in parts(measuring, group.stats):
-            add(families, unknown, each, stats)
+            if isinstance(stats, TransferStats):
+                _add_declared(families, each, stats, gauges=True)
+            elif isinstance(stats, OffloadingConnectorStats):
+                add_described(unknown, each, stats, gauges=True)
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return False
     return True
 
 
 def _add_totals(families: Families, unknown: Unknown, measuring: Measuring, stats: KVConnectorStats) -> None:
+    if not stats.is_bounded():  # it has no totals
+        return
+    add_common(families, measuring, stats)
     if isinstance(stats, TransferStats):
         _add_declared(families, measuring, stats, gauges=False)
         add_carried(unknown, measuring, stats)
@@ -64,16 +68,7 @@ def _add_totals(families: Families, unknown: Unknown, measuring: Measuring, stat
     elif isinstance(stats, OffloadingConnectorStats):
         add_described(unknown, measuring, stats, gauges=False)
         _add_moved(families, measuring, stats)
-    elif stats.is_bounded():
-        add_reduced(unknown, measuring, stats)
-
-
-def _add_levels(families: Families, unknown: Unknown, measuring: Measuring, stats: KVConnectorStats) -> None:
-    if isinstance(stats, TransferStats):
-        _add_declared(families, measuring, stats, gauges=True)
-    elif isinstance(stats, OffloadingConnectorStats):
-        add_described(unknown, measuring, stats, gauges=True)
-    elif not stats.is_bounded():
+    else:
         add_reduced(unknown, measuring, stats)
 
 

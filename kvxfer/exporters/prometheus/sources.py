@@ -6,8 +6,8 @@ sources are not told: what is known of a source is its total, and a level has no
 
 from functools import lru_cache
 
-from kvxfer.contract import KVConnectorStats
 from kvxfer.distribution import DistributionState
+from kvxfer.exporters.prometheus.common import add_common_of_source
 from kvxfer.exporters.prometheus.families import Counted, Families, Family, Kind
 from kvxfer.exporters.prometheus.measuring import Measuring, parts
 from kvxfer.exporters.prometheus.naming import unit_word
@@ -26,15 +26,16 @@ def add_source(families: Families, view: SourceView) -> bool:
     families.add(live, measuring.own_labels, int(view.state == "live"))
     try:
         for each, stats in parts(measuring, view.stats):
-            _add_fields(families, each, stats)
+            if stats.is_bounded():
+                add_common_of_source(families, each, stats)
+            if isinstance(stats, TransferStats):
+                _add_fields(families, each, stats)
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return False
     return True
 
 
-def _add_fields(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:
-    if not isinstance(stats, TransferStats):
-        return
+def _add_fields(families: Families, measuring: Measuring, stats: TransferStats) -> None:
     for name, field in stats.fields.items():
         if field.labels or field.kind == "gauge":
             continue
