@@ -19,7 +19,7 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError, EndpointError
-from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT
+from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Options
 from kvxfer.publisher import StatsPublisher
 from kvxfer.web import Request, Response, WebServer, api, parse_address
 from kvxfer.web.cached import Cached
@@ -105,6 +105,28 @@ def test_metrics_come_in_the_format_that_is_asked_for(collector: Collector, clie
     }
     assert values["kvxfer_nixl_transfer_duration_seconds_count"] == 3
     assert values["kvxfer_collector_interval_close_seconds_count"] >= 0
+
+
+def test_the_cpu_of_scrapes_is_counted_once(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("MIN_SECONDS", "MAX_SECONDS"):
+        monkeypatch.setattr(f"kvxfer.web.cached.{bound}", 0.0)
+    snapshot = collector.snapshot
+
+    def costly(**options: Any) -> Any:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.05:
+            pass
+        return snapshot(**options)
+
+    monkeypatch.setattr(collector, "snapshot", costly)
+    made = api.Api(collector, Options())
+    began = time.thread_time()
+    made.metrics(Request("/metrics"))
+    spent = time.thread_time() - began
+    lines = made.metrics(Request("/metrics")).body.decode().splitlines()
+    told = dict(line.split() for line in lines if line.startswith("kvxfer_collector_scrape_cpu_seconds_"))
+    assert 0.05 <= float(told["kvxfer_collector_scrape_cpu_seconds_sum"]) <= spent
+    assert told["kvxfer_collector_scrape_cpu_seconds_count"] == "1"
 
 
 def test_every_response_has_safe_headers(client: Client) -> None:

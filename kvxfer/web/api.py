@@ -98,8 +98,8 @@ class Api:
 
     def _expose(self) -> Any:  # noqa: ANN401 - what a format takes
         sources = self._exposition.options.sources > 0
-        made = [self._families, *self._formats.values()]
-        spent = Counted(self._families.num_made, sum(each.cpu_seconds for each in made))
+        # The families are made within a format, whose CPU theirs is a part of.
+        spent = Counted(self._families.num_made, sum(each.cpu_seconds for each in self._formats.values()))
         snapshot = self._collector.snapshot(sources=sources)
         return self._exposition.families(snapshot, self._recent.last, self._collector.health(), spent)
 

@@ -7,9 +7,9 @@ class) and, below a MultiConnector, ``parent``. Counters and histograms of a con
 the first observation.
 
 What all connectors have in common has names of its own beside theirs, told apart by ``connector`` (see `common`):
-dashboards and alerts ask for these. Series of sources begin with ``kvxfer_source_``. Gauges are those of the last closed
-interval: they are not folded over time, and a group that told none in it has none. Fields that only a worker knows are
-``kvxfer_<connector>_carried_<field>``.
+dashboards and alerts ask for these. Series of sources begin with ``kvxfer_source_``. Gauges are those of the last
+closed interval: they are not folded over time, and a group that told none in it has none. Fields that only a worker
+knows are ``kvxfer_<connector>_carried_<field>``.
 
 ===============================================  =====================================================================
 what                                             how
