@@ -35,6 +35,19 @@ class PageStoreConnector(Connector):
     stats_class = PageStats
 
 
+class PoolStats(TransferStats):
+    """Levels of a pool of pages."""
+
+    usage = Gauge("1", "Part of the pool in use.", merge="max")
+    num_blocks = Gauge("{block}", "Blocks in use.", merge="sum")
+
+
+class PoolConnector(Connector):
+    """Their connector."""
+
+    stats_class = PoolStats
+
+
 def pages() -> PageStats:
     stats = PageStats()
     for part in (0.0, 0.25, 0.2, 1.0):

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 from exposing import (
+    PoolStats,
     label_pairs,
     measured,
     of_groups,
@@ -20,13 +21,15 @@ from list_stats import ListStats
 
 from kvxfer.aggregator import Aggregator
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.multi import MultiKVConnectorStats
+from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Exposition, Options, choose
 from kvxfer.exporters.prometheus.families import Kind
 from kvxfer.exporters.prometheus.text import number
 from kvxfer.exporting import ExporterHealth, Health
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.interval import Group, SourceView
+from kvxfer.interval import Group, Interval, SourceView
 from kvxfer.wire import Report, Source, encode, encode_payload
 
 
@@ -56,12 +59,12 @@ kvxfer_page_store_num_misses_total{{{LABELS}}} 2
 # HELP kvxfer_page_store_num_errors_total Errors by cause.
 # TYPE kvxfer_page_store_num_errors_total counter
 kvxfer_page_store_num_errors_total{{connector="PageStoreConnector",cause="a \"b\"\n\\",engine="e"}} 1
-# HELP kvxfer_page_store_pool_usage_ratio Part of the pool in use.
-# TYPE kvxfer_page_store_pool_usage_ratio gauge
-kvxfer_page_store_pool_usage_ratio{{{LABELS}}} 0.5
 # HELP kvxfer_page_store_rejected_observations_total Refused: not finite, negative or no number.
 # TYPE kvxfer_page_store_rejected_observations_total counter
 kvxfer_page_store_rejected_observations_total{{{LABELS}}} 0
+# HELP kvxfer_page_store_pool_usage_ratio Part of the pool in use.
+# TYPE kvxfer_page_store_pool_usage_ratio gauge
+kvxfer_page_store_pool_usage_ratio{{{LABELS}}} 0.5
 """
 OPENMETRICS_GOLDEN = rf"""# HELP kvxfer_page_store_ranks Publishers that have reported and are not forgotten.
 # TYPE kvxfer_page_store_ranks gauge
@@ -77,13 +80,13 @@ kvxfer_page_store_num_misses_total{{{LABELS}}} 2
 # HELP kvxfer_page_store_num_errors Errors by cause.
 # TYPE kvxfer_page_store_num_errors counter
 kvxfer_page_store_num_errors_total{{connector="PageStoreConnector",cause="a \"b\"\n\\",engine="e"}} 1
+# HELP kvxfer_page_store_rejected_observations Refused: not finite, negative or no number.
+# TYPE kvxfer_page_store_rejected_observations counter
+kvxfer_page_store_rejected_observations_total{{{LABELS}}} 0
 # HELP kvxfer_page_store_pool_usage_ratio Part of the pool in use.
 # TYPE kvxfer_page_store_pool_usage_ratio gauge
 # UNIT kvxfer_page_store_pool_usage_ratio ratio
 kvxfer_page_store_pool_usage_ratio{{{LABELS}}} 0.5
-# HELP kvxfer_page_store_rejected_observations Refused: not finite, negative or no number.
-# TYPE kvxfer_page_store_rejected_observations counter
-kvxfer_page_store_rejected_observations_total{{{LABELS}}} 0
 # EOF
 """
 
@@ -123,6 +126,58 @@ def test_stats_that_only_grow_are_gauges_of_the_last_interval() -> None:
     assert value(families, name, "ListConnector", engine="e") == ListStats(data={"seconds": [1.0, 2.0]}).reduce()[key]
 
 
+def test_what_stands_beside_stats_that_only_grow_keeps_its_gauges() -> None:
+    stats = MultiKVConnectorStats({"PageStoreConnector": pages(), "ListConnector": ListStats(data={"seconds": [1.0]})})
+    families = measured(of_groups(), last=of_stats(stats, "MultiConnector"))
+    of = {"parent": "MultiConnector"}
+    assert value(families, "kvxfer_page_store_pool_usage_ratio", "PageStoreConnector", **of) == 0.5
+    name = "kvxfer_multi_reduced_listconnector_sum_of_seconds"
+    assert value(families, name, "MultiConnector") == 1.0
+
+
+# --- gauges
+
+
+def closed(intervals: int, made: Aggregator) -> Interval:
+    """The last of so many intervals in each of which two ranks report their gauges."""
+    for step in range(intervals):
+        for rank in ("0", "1"):
+            stats = PoolStats()
+            stats.usage.set(0.9 if step == 0 else 0.1)
+            stats.num_blocks.set(100)
+            source, payload = encode(Source(rank, "h", 1, 0.0, {"rank": rank})), encode_payload(stats.to_packed())
+            made.feed(encode(Report(1, source, "PoolConnector", step + 1, 0.0, 1.0, payload)), 10.0 * step + 1)
+        last = made.close_interval(10.0 * step + 10)
+    return last
+
+
+def test_gauges_are_those_of_the_last_interval_and_never_folded_over_several() -> None:
+    KVConnectorFactory.register_connector("PoolConnector", "exposing", "PoolConnector")
+    made = Aggregator(CollectorConfig(), 0.0)
+    last = closed(30, made)
+    families = measured(made.snapshot(300.0), Options(sources=2), last=last)
+    assert value(families, "kvxfer_pool_num_blocks", "PoolConnector") == 200
+    assert value(families, "kvxfer_pool_usage_ratio", "PoolConnector") == 0.1
+    assert not [family.name for family, _ in families if family.name.startswith("kvxfer_source_pool_")]
+    idle = measured(made.snapshot(310.0), last=made.close_interval(310.0))
+    assert "kvxfer_pool_num_blocks" not in {name for name, _ in samples(idle)}
+
+
+def test_gauges_before_the_first_interval_has_closed_are_those_that_there_are() -> None:
+    families = measured(of_stats(pages(), "PageStoreConnector"))
+    assert value(families, "kvxfer_page_store_pool_usage_ratio", "PageStoreConnector") == 0.5
+
+
+def test_gauges_that_stats_describe_are_those_of_the_last_interval_too() -> None:
+    def usage(now: float) -> Interval:
+        name = "vllm:kv_offload_cpu_cache_usage_perc"
+        stats = OffloadingConnectorStats({"types": {name: "gauge"}, "data": {name: {(): now}}})
+        return of_stats(stats, "OffloadingConnector")
+
+    families = measured(usage(0.9), last=usage(0.1))
+    assert value(families, "kvxfer_offloading_cpu_cache_usage_ratio", "OffloadingConnector") == 0.1
+
+
 # --- the pipeline
 
 
@@ -156,11 +211,16 @@ def test_sources_have_series_of_their_own_up_to_a_cap_and_not_in_the_families_of
     found = samples(Exposition(Options(sources=2)).families(interval))
     labels = {"source": "id-2", "host": "host", "engine": "e", "rank": "2"}
     assert found["kvxfer_source_live", frozenset(label_pairs("NixlConnector", **labels))] == 0
-    key = "kvxfer_nixl_source_transfer_duration_seconds_sum", frozenset(label_pairs("NixlConnector", **labels))
+    key = "kvxfer_source_nixl_transfer_duration_seconds_sum", frozenset(label_pairs("NixlConnector", **labels))
     assert found[key] == 3.0
+    of = frozenset(label_pairs("NixlConnector", **labels))
+    assert found["kvxfer_source_moved_bytes_total", of] == 1 << 20
+    assert found["kvxfer_source_transfers_total", of] == found["kvxfer_source_transfer_seconds_count", of] == 1
+    assert found["kvxfer_source_transfer_seconds_sum", of] == 3.0
+    assert not any(name.startswith(("kvxfer_moved", "kvxfer_transfer")) for name, _ in found)
     assert {dict(of)["rank"] for name, of in found if name == "kvxfer_source_live"} == {"0", "2"}
     assert found["kvxfer_collector_sources_without_series", frozenset()] == 1  # three live or silent
-    assert not any(name.startswith("kvxfer_nixl_transfer_duration") for name, _ in found)
+    assert not any(name.startswith("kvxfer_nixl_") for name, _ in found)
 
 
 # --- monotonic

@@ -27,6 +27,7 @@ from kvxfer.exporters.prometheus import PROTOBUF, TEXT, Exposition, Options
 from kvxfer.exporters.prometheus.families import MAX_FAMILIES, Families, Family, Kind
 from kvxfer.exporters.prometheus.naming import MAX_VALUE, labels_of, snake
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.fields import Counter, Distribution
 from kvxfer.interval import Group
 from kvxfer.wire import Report, Source, encode, encode_payload
 
@@ -97,6 +98,25 @@ def test_wall_and_busy_throughput_are_quotients_of_two_counters() -> None:
     families = measured(of_stats(transfers(1.0, 3.0), "NixlConnector"))
     assert value(families, "kvxfer_nixl_moved_bytes_total") == 2 << 20
     assert value(families, "kvxfer_nixl_busy_seconds_total") == 4.0
+
+
+@pytest.mark.parametrize("names", ["kvxfer", "vllm"])
+def test_what_all_connectors_tell_has_fixed_names_whosever_names_are_wanted(names: Any) -> None:
+    nixl = transfers(1.0, 3.0)
+    nixl.num_kv_expired_reqs.add(2)
+    stats = MultiKVConnectorStats({"NixlConnector": nixl, "OffloadingConnector": OffloadingConnectorStats(OFFLOADING)})
+    families = measured(of_stats(stats, "MultiConnector"), Options(names=names))
+    of = {"parent": "MultiConnector"}
+    assert value(families, "kvxfer_moved_bytes_total", **of) == 2 << 20
+    assert value(families, "kvxfer_busy_seconds_total", **of) == 4.0
+    assert value(families, "kvxfer_transfers_total", **of) == 2
+    assert value(families, "kvxfer_transfer_seconds_sum", **of) == 4.0
+    assert value(families, "kvxfer_transfer_seconds_bucket", **of, le="2.5") == 1
+    assert value(families, "kvxfer_failures_total", **of, kind="num_kv_expired_reqs") == 2
+    assert value(families, "kvxfer_failures_total", **of, kind="num_failed_handshakes") == 0
+    assert value(families, "kvxfer_moved_bytes_total", "OffloadingConnector", **of) == 7
+    series = {family.name: list(held) for family, held in families}
+    assert len(series["kvxfer_transfers"]) == 1  # nobody knows the durations of offloading one by one
 
 
 # --- vLLM's names
@@ -203,7 +223,72 @@ def test_real_payloads_are_exposed_whole(name: str, names: Any) -> None:
     assert left_out == {(): 0}
 
 
+# --- names that workers choose
+
+
+class NewerStats(NixlConnectorStats):
+    """What a worker sends that is newer than the collector, or means harm."""
+
+    moved_bytes = Distribution("By", "Named as what is made of other fields.")
+    source_transfer_duration_seconds = Counter("{x}", "Named as a series of sources.")
+
+
+def fed(*stats: NixlConnectorStats) -> Aggregator:
+    """A collector that has the stats of one engine each."""
+    made = Aggregator(CollectorConfig(), 0.0)
+    for number, each in enumerate(stats):
+        source = encode(Source(str(number), "h", number, 0.0, {"engine": f"e{number}"}))
+        made.feed(encode(Report(1, source, "NixlConnector", 1, 0.0, 1.0, encode_payload(each.to_packed()))), 1.0)
+    return made
+
+
+def test_a_field_that_only_a_worker_knows_takes_no_series_from_the_pool() -> None:
+    newer = NewerStats()
+    newer.record_transfer(1.0, 0.5, 1 << 20, 4)
+    newer.moved_bytes.observe(1.0)
+    newer.source_transfer_duration_seconds.add(1)
+    snapshot = fed(newer, transfers(2.0)).snapshot(2.0)
+    families = Exposition(Options(sources=9)).families(snapshot)
+    assert value(families, "kvxfer_nixl_moved_bytes_total", engine="e0") == 1 << 20
+    assert value(families, "kvxfer_nixl_moved_bytes_total", engine="e1") == 1 << 20
+    assert value(families, "kvxfer_nixl_carried_moved_bytes_count", engine="e0") == 1
+    assert value(families, "kvxfer_nixl_carried_source_transfer_duration_seconds_total", engine="e0") == 1
+    assert samples(families)["kvxfer_collector_series_left_out", frozenset()] == 0
+
+
+def described(kind: str, name: str = "vllm:kv_offload_load_bytes") -> OffloadingConnectorStats:
+    return OffloadingConnectorStats({"types": {name: kind}, "data": {name: {(): 7}}})
+
+
+def test_a_name_that_one_worker_means_otherwise_is_that_of_the_others() -> None:
+    kinds = ("gauge", "counter", "counter")
+    groups = [Group("OffloadingConnector", {"engine": str(at)}, described(kind), 1) for at, kind in enumerate(kinds)]
+    families = Exposition().families(of_groups(*groups))
+    for engine in ("1", "2"):
+        assert value(families, "kvxfer_offloading_load_bytes_total", "OffloadingConnector", engine=engine) == 7
+    assert samples(families)["kvxfer_collector_series_left_out", frozenset()] == 1
+
+
+def test_a_name_that_a_worker_chose_is_not_that_of_something_known() -> None:
+    groups = [
+        Group("OffloadingConnector", {"engine": "bad"}, described("gauge", "vllm:kv_offload_moved_bytes"), 1),
+        Group("OffloadingConnector", {"engine": "good"}, described("counter"), 1),
+    ]
+    families = measured(of_groups(*groups))
+    assert value(families, "kvxfer_offloading_moved_bytes_total", "OffloadingConnector", engine="good") == 7
+
+
 # --- labels
+
+
+def test_groups_of_an_empty_label_and_of_none_are_added_up() -> None:
+    groups = [Group("NixlConnector", labels, transfers(1.0), 2) for labels in ({}, {"engine": ""})]
+    families = Exposition().families(of_groups(*groups))
+    assert value(families, "kvxfer_nixl_moved_bytes_total") == 2 << 20
+    assert value(families, "kvxfer_nixl_transfer_duration_seconds_count") == 2
+    assert value(families, "kvxfer_nixl_ranks") == 4
+    assert samples(families)["kvxfer_collector_series_left_out", frozenset()] == 0
+    assert [group.stats.reduce()["Num successful transfers"] for group in groups] == [1, 1]
 
 
 def test_labels_of_any_name_and_value_arrive_and_stay_apart() -> None:

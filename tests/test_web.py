@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -18,8 +19,9 @@ from exposing import parse_text
 from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.errors import ConfigError, EndpointError
-from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT
+from kvxfer.exporters.prometheus import OPENMETRICS, PROTOBUF, TEXT, Options
 from kvxfer.publisher import StatsPublisher
 from kvxfer.web import Request, Response, WebServer, api, parse_address
 from kvxfer.web.cached import Cached
@@ -105,6 +107,43 @@ def test_metrics_come_in_the_format_that_is_asked_for(collector: Collector, clie
     }
     assert values["kvxfer_nixl_transfer_duration_seconds_count"] == 3
     assert values["kvxfer_collector_interval_close_seconds_count"] >= 0
+
+
+def test_the_cpu_of_scrapes_is_counted_once(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bound in ("MIN_SECONDS", "MAX_SECONDS"):
+        monkeypatch.setattr(f"kvxfer.web.cached.{bound}", 0.0)
+    snapshot = collector.snapshot
+
+    def costly(**options: Any) -> Any:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.05:
+            pass
+        return snapshot(**options)
+
+    monkeypatch.setattr(collector, "snapshot", costly)
+    made = api.Api(collector, Options())
+    began = time.thread_time()
+    made.metrics(Request("/metrics"))
+    spent = time.thread_time() - began
+    lines = made.metrics(Request("/metrics")).body.decode().splitlines()
+    told = dict(line.split() for line in lines if line.startswith("kvxfer_collector_scrape_cpu_seconds_"))
+    assert 0.05 <= float(told["kvxfer_collector_scrape_cpu_seconds_sum"]) <= spent
+    assert told["kvxfer_collector_scrape_cpu_seconds_count"] == "1"
+
+
+def test_gauges_that_a_journal_has_folded_are_not_those_of_now(tmp_path: Path, ipc_endpoint: str) -> None:
+    name, journal = "vllm:kv_offload_cpu_cache_usage_perc", str(tmp_path / "j.db")
+    payload = {"types": {name: "gauge"}, "data": {name: {(): 0.9}}}
+    usage = re.compile(r"^kvxfer_offloading_cpu_cache_usage_ratio.* 0.9$", re.MULTILINE)
+    for _ in range(2):
+        config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=1.0, journal=journal)
+        with Collector(config) as running:
+            made = api.Api(running, Options())
+            assert usage.search(made.metrics(Request("/metrics")).body.decode()) is None
+            with StatsPublisher("OffloadingConnector", ipc_endpoint, LABELS, linger=10.0) as publisher:
+                publisher.push(OffloadingConnectorStats(payload))
+            wait_for(lambda made=made: usage.search(made.metrics(Request("/metrics")).body.decode()))  # type: ignore[misc]
+            wait_for(lambda running=running: running.snapshot().seconds > 1.0)  # type: ignore[misc]
 
 
 def test_every_response_has_safe_headers(client: Client) -> None:

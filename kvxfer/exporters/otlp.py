@@ -4,7 +4,7 @@ The families are those of `kvxfer.exporters.prometheus`, with units of UCUM in p
 NixlConnector's transfers is ``kvxfer_nixl_transfer_duration`` in ``s``. Distributions are exponential histograms of
 scale 5, without loss: the bucket rule is the same. OpenTelemetry's variables hold, of which
 ``OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE`` says whether totals are told (cumulative, the default), or what
-each interval held (delta).
+each interval held (delta). The pipeline's own counts are totals either way.
 """
 
 import os
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 _PATH: Final = "/v1/metrics"
 _UCUM: Final = {"seconds": "s", "bytes": "By", "ratio": "1", "bytes_per_second": "By/s"}
 _OF_THE_PIPELINE: Final = "kvxfer_collector_"
+_OF_THE_PROCESS: Final = frozenset(
+    f"{_OF_THE_PIPELINE}{name}" for name in ("exports_failed", "commits_failed", "connections_refused")
+)
+"""Counters that no journal carries on: they begin with the process."""
+
 _NANO: Final = 1_000_000_000
 _PREFERENCE: Final = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -55,6 +60,7 @@ class OtlpExporter:
         self._exposition = Exposition()
         self._resource = _resource()
         self._began = time.time()
+        self._totals_start: float | None = None
 
     def __repr__(self) -> str:
         """Say how."""
@@ -68,7 +74,8 @@ class OtlpExporter:
         told = interval if self._is_delta else self._totals()
         # Of an interval each call is by itself: what one remembers of sums holds for totals alone.
         exposition = Exposition() if self._is_delta else self._exposition
-        metrics = [metric for pair in exposition.families(told) if (metric := self._metric(*pair, told)) is not None]
+        families = exposition.families(told, interval)
+        metrics = [metric for pair in families if (metric := self._metric(*pair, told)) is not None]
         scope = export.ScopeMetrics(InstrumentationScope("kvxfer"), metrics, "")
         data = export.MetricsData([export.ResourceMetrics(self._resource, [scope], "")])
         if self._exporter.export(data) is not export.MetricExportResult.SUCCESS:
@@ -86,7 +93,7 @@ class OtlpExporter:
         is_delta = self._is_delta and not family.name.startswith(_OF_THE_PIPELINE)
         kinds = export.AggregationTemporality
         temporality = kinds.DELTA if is_delta else kinds.CUMULATIVE
-        start = told.start if is_delta or not self._is_delta else self._began
+        start = self._start(family, told)
         points: list[Any] = list(_points(series, int(start * _NANO), int(told.end * _NANO)))
         if not points:
             return None
@@ -102,6 +109,16 @@ class OtlpExporter:
         unit = _UCUM.get(family.unit, "")
         name = family.name.removesuffix(f"_{family.unit}") if unit else family.name
         return export.Metric(name, family.help, unit, data)
+
+    def _start(self, family: Family, told: Interval) -> float:
+        """Since when its points count: a receiver takes what is there at the first one for all of that time's."""
+        if family.name in _OF_THE_PROCESS:
+            return min(self._began, told.end)
+        if not (self._is_delta and family.name.startswith(_OF_THE_PIPELINE)):
+            return told.start
+        if self._totals_start is None:  # it never changes, and totals cost more than an interval
+            self._totals_start = self._totals().start
+        return self._totals_start
 
 
 def _points(series: dict[Labels, Value], start: int, end: int) -> Iterator[Any]:

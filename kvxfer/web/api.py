@@ -102,10 +102,14 @@ class Api:
 
     def _expose(self) -> Any:  # noqa: ANN401 - what a format takes
         sources = self._exposition.options.sources > 0
-        made = [self._families, *self._formats.values()]
-        spent = Counted(self._families.num_made, sum(each.cpu_seconds for each in made))
+        # The families are made within a format, whose CPU theirs is a part of.
+        spent = Counted(self._families.num_made, sum(each.cpu_seconds for each in self._formats.values()))
         snapshot = self._collector.snapshot(sources=sources)
-        return self._exposition.families(snapshot, self._recent.last, self._collector.health(), spent)
+        last = self._recent.last
+        if last is None and snapshot.seconds > self._collector.config.interval_seconds:
+            # A journal's totals: their gauges are of any time, and none has been read since.
+            last = msgspec.structs.replace(snapshot, groups=(), sources=())
+        return self._exposition.families(snapshot, last, self._collector.health(), spent)
 
     # --- health
 

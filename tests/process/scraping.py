@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 PATIENCE = 40.0
+NATIVE = "--enable-feature=native-histograms"
 
 CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
@@ -99,15 +100,17 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def query(self, expression: str) -> list[Any]:
-        answer = json.loads(get(f"{self.url}/api/v1/query?{urlencode({'query': expression})}"))
+    def query(self, expression: str, at: float | None = None) -> list[Any]:
+        """The series of an expression now, or at a time (Unix seconds)."""
+        asked = {"query": expression} | ({} if at is None else {"time": str(at)})
+        answer = json.loads(get(f"{self.url}/api/v1/query?{urlencode(asked)}"))
         assert answer["status"] == "success", answer
         found: list[Any] = answer["data"]["result"]
         return found
 
-    def value(self, expression: str) -> float | None:
+    def value(self, expression: str, at: float | None = None) -> float | None:
         """The value of an expression of one series, None where there is none."""
-        found = self.query(expression)
+        found = self.query(expression, at)
         return float(found[0]["value"][1]) if found else None
 
     def names(self) -> set[str]:

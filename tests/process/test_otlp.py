@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from list_stats import ListStats
 
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.errors import ConfigError
+from kvxfer.interval import Group, Interval, Pipeline
 from kvxfer.publisher import StatsPublisher
 
 pytestmark = pytest.mark.extra
+DAY = 86_400
 DURATION = "kvxfer_nixl_transfer_duration"
 PREFERENCE = "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE"
 
@@ -117,6 +122,55 @@ def test_counts_sums_and_buckets_arrive_as_they_are(
     assert labels == {"connector": "NixlConnector", "engine": "e0"}
     assert receiver.resources[0] | {"service.name": "kvxfer", "deployment.environment": "test"} == receiver.resources[0]
     assert collector.snapshot().pipeline.exports_failed == 0
+
+
+PIPELINE = Pipeline(1000, 0, 0, {}, 0, 0, exports_failed=3, commits_failed=1, connections_refused={"mechanism": 2})
+
+
+def group(usage: float) -> Group:
+    name = "vllm:kv_offload_cpu_cache_usage_perc"
+    stats = OffloadingConnectorStats({"types": {name: "gauge"}, "data": {name: {(): usage}}})
+    return Group("OffloadingConnector", {}, stats, 1)
+
+
+def pushed(monkeypatch: pytest.MonkeyPatch, receiver: Receiver, temporality: str, *told: Group) -> dict[str, Any]:
+    """What one export of a process tells whose journal began three days ago."""
+    otlp = pytest.importorskip("kvxfer.exporters.otlp")
+    monkeypatch.setenv(PREFERENCE, temporality)
+    now = time.time()
+    exporter = otlp.OtlpExporter(lambda: Interval(now - 3 * DAY, now, (group(0.9),), (), PIPELINE), receiver.url)
+    exporter.export(Interval(now - 10, now, told, (), PIPELINE))
+    exporter.close()
+    return receiver.exports[-1]
+
+
+def age(metric: Any) -> float:
+    """Seconds from its start until now."""
+    (point, *_) = metric.sum.data_points
+    return time.time() - point.start_time_unix_nano / 1e9
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+def test_counts_start_where_they_began(receiver: Receiver, monkeypatch: pytest.MonkeyPatch, temporality: str) -> None:
+    metrics = pushed(monkeypatch, receiver, temporality)
+    for name in ("exports_failed", "commits_failed", "connections_refused"):
+        assert age(metrics[f"kvxfer_collector_{name}"]) < 60
+    received = metrics["kvxfer_collector_reports_received"]
+    assert received.sum.aggregation_temporality == 2
+    assert age(received) == pytest.approx(3 * DAY, abs=60)
+
+
+@pytest.mark.parametrize("temporality", ["cumulative", "delta"])
+def test_gauges_and_stats_that_only_grow_are_those_of_the_interval(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, temporality: str
+) -> None:
+    only_grows = Group("ListConnector", {}, ListStats(data={"seconds": [1.0, 2.0]}), 1)
+    metrics = pushed(monkeypatch, receiver, temporality, group(0.1), only_grows)
+    found = {
+        name: metric.gauge.data_points[0].as_double for name, metric in metrics.items() if metric.HasField("gauge")
+    }
+    assert found["kvxfer_offloading_cpu_cache_usage"] == 0.1
+    assert found["kvxfer_list_reduced_sum_of_seconds"] == 3.0
 
 
 def test_a_dead_endpoint_costs_a_counter_and_nothing_else(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from scraping import Prometheus, Service, get, missing, prometheus, wait_for
+from scraping import NATIVE, Prometheus, Service, get, missing, prometheus, wait_for
 
 from kvxfer.exporters.prometheus.classic import BOUNDARIES
 from kvxfer.publisher import StatsPublisher
@@ -19,7 +19,6 @@ from kvxfer.workload.trace import plan_transfers
 
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(240)]
 
-NATIVE = "--enable-feature=native-histograms"
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 ROWS = 20_000
 

@@ -1,14 +1,15 @@
 """What stats describe themselves, as series: their names and labels come with the payload."""
 
-from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from kvxfer.connectors.described import DescribedStats
 from kvxfer.connectors.generic import GenericConnectorStats
 from kvxfer.distribution import DistributionState
 from kvxfer.exporters.prometheus.classic import BOUNDARIES, UNKNOWN
-from kvxfer.exporters.prometheus.families import Families, Family, Kind, Measured
+from kvxfer.exporters.prometheus.families import Family, Kind, Measured
+from kvxfer.exporters.prometheus.measuring import Measuring
 from kvxfer.exporters.prometheus.naming import labels_of, unit_word, valid_name, with_unit
+from kvxfer.exporters.prometheus.unknown import Unknown
 from kvxfer.exporters.prometheus.vllm_names import DEFAULT_BOUNDARIES, OFFLOAD_BOUNDARIES
 
 _KINDS: Final = {"counter": Kind.COUNTER, "gauge": Kind.GAUGE, "histogram": Kind.HISTOGRAM}
@@ -29,25 +30,12 @@ _LABEL_NAMES: Final = {
 """The payload has the values alone; names that we do not know are ``label_0`` and so on."""
 
 
-class Told(Protocol):
-    """Whose stats they are: see `measured.Measuring`."""
-
-    ours: dict[str, str]
-    theirs: Mapping[str, str]
-
-    @property
-    def names(self) -> str:
-        """Whose names are wanted."""
-
-    @property
-    def prefix(self) -> str:
-        """What ours begin with."""
-
-
-def add_described(families: Families, told: Told, stats: DescribedStats) -> None:
-    """Add all that the stats hold."""
+def add_described(unknown: Unknown, told: Measuring, stats: DescribedStats, *, gauges: bool) -> None:
+    """Add the gauges that the stats hold, or all else."""
     for name, state in stats.data["data"].items():
         kind = _KINDS[stats.data["types"][name]]
+        if (kind is Kind.GAUGE) is not gauges:
+            continue
         # A worker chooses the name: none but vLLM's may stand without our prefix.
         is_theirs = told.names == "vllm" and name.startswith("vllm:")
         family = _vllm_family(name, kind) if is_theirs else _family(told.prefix, stats, name, kind)
@@ -55,14 +43,19 @@ def add_described(families: Families, told: Told, stats: DescribedStats) -> None
             value = child.to_value() if not isinstance(child, DistributionState) else child
             if value is not None:
                 labels = labels_of({**told.ours, **_named(name, values)}, told.theirs)
-                families.add(family, labels, _measured(value))
+                unknown.add(family, labels, _measured(value))
+    if not gauges:
+        _add_facts(unknown, told, stats)
+
+
+def _add_facts(unknown: Unknown, told: Measuring, stats: DescribedStats) -> None:
     for name, facts in stats.data["info"].items():
         if isinstance(facts, dict):
             known = {str(fact): str(value) for fact, value in facts.items() if isinstance(value, str | int | float)}
             bare = valid_name(name.removeprefix(f"{stats.prefix}_")).removesuffix("_info")
             prefix = stats.prefix if told.names == "vllm" and stats.prefix else told.prefix
             family = Family(f"{prefix}_{bare}", Kind.INFO, "Facts that workers told of themselves.")
-            families.add(family, labels_of(told.ours, {**told.theirs, **known}), 1)
+            unknown.add(family, labels_of(told.ours, {**told.theirs, **known}), 1)
 
 
 def _measured(value: Any) -> Any:  # noqa: ANN401 - of any kind

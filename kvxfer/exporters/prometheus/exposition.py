@@ -6,8 +6,11 @@ from typing import Final
 import msgspec
 
 from kvxfer.exporters.prometheus.families import Counted, Families, Family, Kind, Labels, Measured, Value
-from kvxfer.exporters.prometheus.health import add_health, add_pipeline, add_scrapes
-from kvxfer.exporters.prometheus.measured import Names, add_group, add_last, add_source
+from kvxfer.exporters.prometheus.health import add_health, add_pipeline, add_scrapes, settle_scrapes
+from kvxfer.exporters.prometheus.measured import add_group, add_levels
+from kvxfer.exporters.prometheus.measuring import Names, by_series
+from kvxfer.exporters.prometheus.sources import add_source
+from kvxfer.exporters.prometheus.unknown import Unknown
 from kvxfer.exporting import Health
 from kvxfer.interval import Interval
 
@@ -47,17 +50,22 @@ class Exposition:
     ) -> list[tuple[Family, dict[Labels, Value]]]:
         """Families of an interval of totals, as `Collector.snapshot` gives it.
 
-        ``last``: the interval that closed last, for stats that keep no totals. ``made``: what the calls before took.
+        ``last``: the interval that closed last, for gauges and stats that keep no totals; before the first one has
+        closed what there is stands for it. ``made``: what the calls before took.
         """
-        families = Families()
+        families, unknown, names = Families(), Unknown(), self.options.names
+        add_scrapes(families, made or Counted(0, 0.0))
         add_pipeline(families, interval)
         if health is not None:
             add_health(families, health)
-        read = [add_group(families, group, self.options.names) for group in interval.groups]
-        read += [add_last(families, group) for group in (() if last is None else last.groups)]
+        groups = by_series(interval.groups, names)
+        newest = groups if last is None else by_series(last.groups, names)
+        read = [add_group(families, unknown, *each) for each in groups]
+        read += [add_levels(families, unknown, *each) for each in newest]
         if self.options.sources:
             read += list(self._sources(families, interval))
-        add_scrapes(families, made or Counted(0, 0.0), read.count(False))
+        unknown.tell(families)
+        settle_scrapes(families, read.count(False))
         return self._steadied(families)
 
     def _sources(self, families: Families, interval: Interval) -> Iterator[bool]:

@@ -10,7 +10,7 @@ MAX_FAMILIES: Final = 2048
 """Families of one exposition; some names are chosen by workers. One more is left out, and counted."""
 
 MAX_LINES: Final = 250_000
-"""Lines of its text, 40 MB: a thousand groups of NIXL take half of them. What is above is left out, and counted."""
+"""Lines of its text, 40 MB: a thousand groups of NIXL take 70 % of them. What is above is left out, and counted."""
 
 Labels: TypeAlias = tuple[tuple[str, str], ...]
 """Names and values, each name once."""
@@ -108,6 +108,10 @@ class Families:
         else:
             self._num_lines = num_lines
             series[labels] = value
+
+    def correct(self, family: Family, labels: Labels, value: Value) -> None:
+        """Change a series that is there."""
+        self._series[family.name][1][labels] = value
 
     def declare(self, family: Family) -> dict[Labels, Value] | None:
         """The series of a family, which may have none yet; None where its name is another's."""

@@ -82,14 +82,26 @@ def add_health(families: Families, health: Health) -> None:
     _add(families, "journal_behind", Kind.GAUGE, "1 while the journal cannot be written, and should be.", behind)
 
 
-def add_scrapes(families: Families, made: Counted, num_unread: int) -> None:
-    """Add what making this took so far, in seconds of CPU, and what could not be shown."""
+_UNREADABLE: Final = Family(
+    "kvxfer_collector_unreadable_stats", Kind.GAUGE, "Groups and sources whose class cannot be read."
+)
+_LEFT_OUT: Final = Family(
+    "kvxfer_collector_series_left_out", Kind.GAUGE, "Series left out here: too many, or of names that are others'."
+)
+
+
+def add_scrapes(families: Families, made: Counted) -> None:
+    """Add what making this took so far, in seconds of CPU, and room for what could not be shown."""
     about = "CPU that it took to make what scrapes get; one is made at most once a second."
     _add(families, "scrape_cpu_seconds", Kind.SUMMARY, about, [((), made)], "seconds")
-    about = "Groups and sources whose class cannot be read."
-    _add(families, "unreadable_stats", Kind.GAUGE, about, [((), num_unread)])
-    about = "Series left out here: too many, or of names that are others'."
-    _add(families, "series_left_out", Kind.GAUGE, about, [((), families.num_refused)])
+    for family in (_UNREADABLE, _LEFT_OUT):
+        families.add(family, (), 0)
+
+
+def settle_scrapes(families: Families, num_unread: int) -> None:
+    """Say what could not be shown, after all else: where there was no room left, this has its own."""
+    families.correct(_UNREADABLE, (), num_unread)
+    families.correct(_LEFT_OUT, (), families.num_refused)
 
 
 def _add_by(
