@@ -282,6 +282,11 @@ def test_losses_go_on_over_the_restart_of_a_collector_that_began_anew() -> None:
     assert lost(counted(12, 3), counted(2, 1), counted(4, 1), before=counted(10, 3)) == counted(6, 1)
 
 
+def test_counts_of_the_process_begin_anew_with_it_where_a_journal_goes_on() -> None:
+    before, after = (msgspec.structs.replace(counted(10), exports_failed=failed) for failed in (7, 3))
+    assert lost(after, before=before).exports_failed == 3
+
+
 def test_the_states_of_the_sources_are_those_at_the_end() -> None:
     first, last = (msgspec.structs.replace(counted(1), sources={"live": live}) for live in (1, 2))
     assert lost(first, last).sources == {"live": 2}

@@ -13,7 +13,8 @@ import pytest
 from recorded import journal, lines, run
 
 from kvxfer.cli import main
-from kvxfer.cli.tables import Painter
+from kvxfer.cli.shown import _cell
+from kvxfer.cli.tables import Painter, marked
 from kvxfer.interval import Interval
 
 Said = Callable[..., str]
@@ -87,6 +88,16 @@ def test_csv_has_a_row_of_each(said: Said, tmp_path: Path) -> None:
         ("e", "0", "4", "0"),
         ("e", "1", "2", "0"),
     ]
+
+
+@pytest.mark.parametrize("name", ['=HYPERLINK("http://x","y")', "+1", "-1", "@sum", "\tx"])
+def test_no_cell_is_a_formula_whatever_a_worker_calls_itself(name: str) -> None:
+    assert _cell(name).startswith("'")
+    assert _cell("kv_consumer") == "kv_consumer"
+
+
+def test_names_are_text_in_markdown() -> None:
+    assert marked("_a_ ~~b~~ @user &copy; <b>") == "\\_a\\_ \\~\\~b\\~\\~ \\@user \\&copy; \\<b>"
 
 
 def test_a_range_and_a_warm_up_are_taken_as_written(said: Said, tmp_path: Path) -> None:

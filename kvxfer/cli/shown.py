@@ -79,10 +79,13 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(
-        {key: printable(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows
-    )
+    writer.writerows({key: _cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows)
     return out.getvalue().rstrip("\n")
+
+
+def _cell(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return f"'{printable(text)}" if text[:1] in tuple("=+-@\t\r") else printable(text)
 
 
 # --- one report

@@ -5,6 +5,8 @@ from typing import Final, NamedTuple
 
 from kvxfer.reporting import printable
 
+_MARKS: Final = "\\|`*_~<[&@"
+
 _SGR: Final = {"bold": "1", "red": "31", "green": "32", "dim": "2"}
 
 
@@ -68,4 +70,4 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Cell]], words: Colle
 
 def marked(text: str) -> str:
     """Text that is text in Markdown, whatever a peer called itself."""
-    return "".join(f"\\{character}" if character in "\\|`*<[" else character for character in printable(text))
+    return "".join(f"\\{character}" if character in _MARKS else character for character in printable(text))

@@ -1,6 +1,6 @@
 """What several parts hold together: of several intervals, of several sources. No I/O."""
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -86,10 +86,15 @@ _COUNTS: Final = (
 def _difference(later: Pipeline, earlier: Pipeline) -> Pipeline:
     if any(getattr(later, name) < getattr(earlier, name) for name in _COUNTS[:3]):
         return later
-    counts = {name: max(0, getattr(later, name) - getattr(earlier, name)) for name in _COUNTS}
+    counts: dict[str, Any] = {name: _since(getattr(later, name), getattr(earlier, name)) for name in _COUNTS}
     before = earlier.reports_rejected
-    rejected = {cause: max(0, count - before.get(cause, 0)) for cause, count in later.reports_rejected.items()}
+    rejected = {cause: _since(count, before.get(cause, 0)) for cause, count in later.reports_rejected.items()}
     return Pipeline(**counts, reports_rejected=rejected)
+
+
+def _since(later: int, earlier: int) -> int:
+    """What came between two counts; one that fell began anew."""
+    return later - earlier if later >= earlier else later
 
 
 def _combined(one: Pipeline, other: Pipeline) -> Pipeline:
