@@ -10,11 +10,16 @@ from typing import Any
 
 import msgspec
 
+from kvxfer.connectors.generic import GenericConnectorStats
+from kvxfer.connectors.hf3fs import HF3FSKVConnectorStats
+from kvxfer.connectors.hisparse import HiSparseConnectorStats
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
+from kvxfer.connectors.mooncake_store import MooncakeStoreConnectorStats
 from kvxfer.connectors.multi import MultiKVConnectorStats
 from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
+from kvxfer.connectors.umbp import UMBPStoreConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.wire import MAX_FRAME_BYTES, VERSION, Goodbye, Report, Source, encode, encode_payload
 
@@ -54,6 +59,29 @@ def _moved(stats: Any) -> Any:  # noqa: ANN401 - two classes that have the metho
     return stats
 
 
+def _stores() -> list[tuple[str, KVConnectorStats]]:
+    store, tasks, cache, pool = (
+        MooncakeStoreConnectorStats(),
+        HF3FSKVConnectorStats(),
+        HiSparseConnectorStats(),
+        UMBPStoreConnectorStats(),
+    )
+    for number in range(20):
+        store.record_operation("save_put", 0.001 * number, 4, num_bytes=1 << 20, status="error" if number % 7 else "ok")
+        tasks.record_save(0.001 * number)
+        cache.record_snapshot(number, 1, 1 << 20)
+        pool.record("load", submitted=number, completed=1)
+    cache.record_host_usage(0.5, 3)
+    generic = GenericConnectorStats({"seconds": [0.5, 0.25], "tiers": {"cpu": {"num_hits": 3}}, "words": ["a", "b"]})
+    return [
+        ("MooncakeStoreConnector", store),
+        ("HF3FSKVConnector", tasks),
+        ("HiSparseConnector", cache),
+        ("UMBPStoreConnector", pool),
+        ("FlexKVConnectorV1", generic),
+    ]
+
+
 def _contents() -> list[tuple[str, KVConnectorStats]]:
     return [
         ("NixlConnector", _nixl(20)),
@@ -63,6 +91,7 @@ def _contents() -> list[tuple[str, KVConnectorStats]]:
         ("SharedMemoryConnector", _moved(SharedMemoryConnectorStats())),
         ("OffloadingConnector", _offloading()),
         ("MultiConnector", MultiKVConnectorStats({"NixlConnector": _nixl(5), "OffloadingConnector": _offloading()})),
+        *_stores(),
         ("TelepathyConnector", _nixl(1)),
     ]
 

@@ -248,7 +248,7 @@ class Aggregator:
         add_up(part for group in by_key.values() for part in (group.totals, group.open))
         sums = {key: self._sum(group.totals, group.open) for key, group in by_key.items()}
         groups = [
-            Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(ranks))
+            Group(key.connector, self._groups.labels(key), stats, self.sources.num_ranks(ranks, ever=True))
             for key, total in sums.items()
             for ranks in [by_key[key].total_ranks | by_key[key].ranks]
             if (stats := empty_stats(key.connector) if total.stats is None else total.stats) is not None

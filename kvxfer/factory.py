@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Final, Protocol, cast
 
@@ -37,10 +37,29 @@ class KVConnectorFactory:
     @classmethod
     def register_connector(cls, name: str, module_path: str, class_name: str) -> None:
         """Register a class to be imported when it is asked for; ValueError (`ConfigError`) for a name in use."""
+        cls._register(name, partial(_load, name, module_path, class_name))
+
+    @classmethod
+    def register_generic(cls, name: str) -> None:
+        """Register a connector whose class is not here: its payloads are read by their form, see `connectors.generic`.
+
+        Named by whoever runs the collector, one by one, and not taken for every unknown name: a name is a group of its
+        own, so a peer could fill the memory with names, and what arrives before the connector's package is installed
+        would be read wrong instead of kept by its publisher. ValueError (`ConfigError`) for a name in use.
+        """
+        cls._register(name, partial(cls.get_generic_class, name))
+
+    @classmethod
+    def get_generic_class(cls, name: str) -> ConnectorClass:
+        """The class that reads payloads by their form, named after the connector, whether it is registered or not."""
+        return _load_generic(name)
+
+    @classmethod
+    def _register(cls, name: str, load: Callable[[], ConnectorClass]) -> None:
         if name in cls._loaders:
             message = f"Connector '{name}' is already registered."
             raise ConfigError(message)
-        cls._loaders[name] = partial(_load, name, module_path, class_name)
+        cls._loaders[name] = load
 
     @classmethod
     def get_connector_class(cls, kv_transfer_config: TransferConfig) -> ConnectorClass:
@@ -92,15 +111,31 @@ def _load(name: str, module_path: str, class_name: str) -> ConnectorClass:
         raise UnknownConnectorError(message) from error
 
 
+@lru_cache(maxsize=64)
+def _load_generic(name: str) -> ConnectorClass:
+    generic = _load(name, "kvxfer.connectors.generic", "GenericConnector")
+    # A class of its own name, as series are called after it.
+    return cast("ConnectorClass", type(name, (cast("type", generic),), {}))
+
+
 for _name, _module in {
     "NixlConnector": "nixl:NixlConnector",
     # vLLM 0.32 and newer name the two directions apart; the stats are the same.
     "NixlPullConnector": "nixl:NixlConnector",
     "NixlPushConnector": "nixl:NixlConnector",
     "MooncakeConnector": "mooncake:MooncakeConnector",
+    "MooncakeStoreConnector": "mooncake_store:MooncakeStoreConnector",
     "OffloadingConnector": "offloading:OffloadingConnector",
+    "SimpleCPUOffloadConnector": "simple_cpu_offload:SimpleCPUOffloadConnector",
+    "HiSparseConnector": "hisparse:HiSparseConnector",
+    "HF3FSKVConnector": "hf3fs:HF3FSKVConnector",
+    "UMBPStoreConnector": "umbp:UMBPStoreConnector",
     "MultiConnector": "multi:MultiConnector",
     "SharedMemoryConnector": "shared_memory:SharedMemoryConnector",
 }.items():
     _file, _, _class = _module.partition(":")
     KVConnectorFactory.register_connector(_name, f"kvxfer.connectors.{_file}", _class)
+
+# Their stats are classes of their own packages, which change with them.
+for _name in ("FlexKVConnectorV1", "LMCacheConnectorV1", "LMCacheMPConnector"):
+    KVConnectorFactory.register_generic(_name)

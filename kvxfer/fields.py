@@ -44,7 +44,8 @@ class Field:
     def full_name(self) -> str:
         """The name with its unit, as exporters write it: ``fetch_duration_seconds``."""
         word = UNIT_WORDS.get(self.unit, "")
-        return self.name if not word or self.name.endswith(word) else f"{self.name}_{word}"
+        name = self.name.removesuffix("_perc") if self.unit == "1" else self.name  # vLLM's word of a part of one
+        return name if not word or name.endswith(word) else f"{name}_{word}"
 
     def new_state(self) -> State:
         """An empty state of this field."""

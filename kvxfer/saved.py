@@ -169,8 +169,12 @@ def save_stats(stats: KVConnectorStats | None) -> msgspec.Raw | None:
 def load_stats(connector: str, payload: msgspec.Raw) -> KVConnectorStats | None:
     """The stats in a payload, None where the connector is not registered or does not read it."""
     try:
-        found = KVConnectorFactory.get_connector_class_by_name(connector)
-        stats: KVConnectorStats | None = found.build_kv_connector_stats(decode_payload(payload))
+        opened = decode_payload(payload)
+        if opened.get("generic") is True and not KVConnectorFactory.is_registered(connector):
+            found = KVConnectorFactory.get_generic_class(connector)
+        else:
+            found = KVConnectorFactory.get_connector_class_by_name(connector)
+        stats: KVConnectorStats | None = found.build_kv_connector_stats(opened)
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return None
     return stats

@@ -16,7 +16,11 @@ NAMES = (
     "made_nixl",
     "made_nixl_large",
     "made_mooncake",
+    "made_mooncake_store",
     "made_offloading",
+    "made_simple_cpu_offload",
+    "made_hisparse",
+    "made_hf3fs",
     "made_multi",
 )
 # More values than a distribution keeps one by one: there its percentiles are within 1.1 %.

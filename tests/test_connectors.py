@@ -2,21 +2,22 @@
 
 import pickle
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from kvxfer.connectors.described import MAX_FACT_BYTES, MAX_HISTOGRAM_SETS, MAX_HISTOGRAMS, MAX_METRICS
 from kvxfer.connectors.mooncake import MooncakeConnectorStats
-from kvxfer.connectors.multi import MultiConnector, MultiKVConnectorStats
-from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.connectors.offloading import (
-    MAX_FACT_BYTES,
-    MAX_HISTOGRAM_SETS,
-    MAX_HISTOGRAMS,
-    MAX_METRICS,
-    OffloadingConnector,
-    OffloadingConnectorStats,
+from kvxfer.connectors.multi import (
+    MAX_CHILDREN,
+    MultiConnector,
+    MultiKVConnectorStats,
+    connector_of_child,
+    names_of_children,
 )
+from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.connectors.offloading import OffloadingConnector, OffloadingConnectorStats
 from kvxfer.connectors.shared_memory import SharedMemoryConnectorStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import StatsError, UnknownConnectorError
@@ -33,6 +34,31 @@ OFFLOADED: dict[str, Any] = {
         "vllm:kv_offload_load_size": {("cpu",): [3, 4], ("disk",): [5]},
     },
 }
+
+ROW = {"duration_seconds": 0.5, "num_keys": 3, "num_bytes": MIB, "status": "ok", "num_failed_keys": 0}
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "OffloadingConnector": OFFLOADED,
+    "SimpleCPUOffloadConnector": OFFLOADED,
+    "MooncakeStoreConnector": {"save_put": [ROW, ROW | {"status": "error", "num_failed_keys": 1}], "load_get": [ROW]},
+    "HiSparseConnector": {
+        "cache_hits": [3, 4],
+        "cache_misses": [1, 1],
+        "host_to_device_bytes": [MIB, MIB],
+        "host_cache_usage_perc": [0.5, 0.25],
+        "pending_page_transfers": [7],
+        "host_block_lifetime_seconds": [0.5],
+    },
+    "HF3FSKVConnector": {
+        "save_duration": [0.5],
+        "load_duration": [0.25, 0.75],
+        "num_failed_save": 1,
+        "num_failed_load": 0,
+        "num_transfer_task": 4,
+    },
+    "UMBPStoreConnector": {"load": {"submitted": 3, "completed": 2, "failed": 1, "num_bytes": MIB}},
+    "FlexKVConnectorV1": {"durations": [0.5, 0.25], "num_hits": 3, "tier": {"cpu": {"bytes": [MIB]}}, "name": "flex"},
+}
+"""As vLLM hands them over."""
 
 
 def build(name: str, payload: Any = None) -> Any:
@@ -51,8 +77,8 @@ def filled(name: str) -> Any:
     stats = build(name)
     if isinstance(stats, MultiKVConnectorStats):
         return build(name, {"NixlPullConnector": filled("NixlConnector"), "OffloadingConnector": OFFLOADED})
-    if isinstance(stats, OffloadingConnectorStats):
-        return build(name, OFFLOADED)
+    if name in PAYLOADS:
+        return build(name, PAYLOADS[name])
     row = (0.5, 0.001, 3 * MIB, 4) if isinstance(stats, NixlConnectorStats) else (0.5, 3 * MIB, 4)
     stats.record_transfer(*row)
     stats.record_failed_transfer()
@@ -67,7 +93,21 @@ NAMES = [
     "OffloadingConnector",
     "MultiConnector",
     "SharedMemoryConnector",
+    *(name for name in PAYLOADS if name != "OffloadingConnector"),
 ]
+SPOILT: dict[str, Callable[[float], Any]] = {
+    **dict.fromkeys(
+        ("OffloadingConnector", "SimpleCPUOffloadConnector"),
+        lambda bad: {"types": {"usage": "gauge", "hits": "counter"}, "data": {"hits": {(): bad}, "usage": {}}},
+    ),
+    "MultiConnector": lambda bad: {"NixlPullConnector": {"num_failed_transfers": [bad]}},
+    "MooncakeStoreConnector": lambda bad: {"save_put": [ROW | {"duration_seconds": bad}]},
+    "HiSparseConnector": lambda bad: {"cache_hits": [bad]},
+    "HF3FSKVConnector": lambda bad: {"save_duration": [bad]},
+    "UMBPStoreConnector": lambda bad: {"load": {"failed": bad}},
+    "FlexKVConnectorV1": lambda bad: {"durations": [bad]},
+}
+"""Payloads with one value that is none."""
 
 
 # --- every connector
@@ -144,18 +184,14 @@ def test_reduced_values_are_plain_numbers_of_python(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
 def test_an_implausible_value_is_counted_and_mixed_into_nothing(name: str, bad: float) -> None:
-    if name == "OffloadingConnector":
-        spoilt = build(name, {"types": {"delay": "histogram"}, "data": {"delay": {(): [bad]}}})
-        wanted = build(name, OFFLOADED).reduce() | {"delay_count": 0, "delay_sum": 0}
-    elif name == "MultiConnector":
-        spoilt = build(name, {"NixlPullConnector": {"num_failed_transfers": [bad]}})
-        wanted = filled(name).reduce()
+    if name in SPOILT:
+        spoilt = build(name, SPOILT[name](bad))
     else:
         spoilt = build(name)
         spoilt.record_transfer(*[bad] * len(spoilt.rows["record_transfer"].columns))
-        wanted = filled(name).reduce()
     merged = filled(name).aggregate(spoilt)
     assert merged.num_rejected() == 1
+    wanted = filled(name).reduce() | ({"hits": 0} if "Offload" in name else {})
     assert merged.reduce() == wanted
 
 
@@ -201,7 +237,7 @@ def test_only_failures_are_not_empty_and_every_timing_is_zero() -> None:
     assert reduced.pop("Num failed transfers") == 4
     assert reduced.pop("Num KV expired reqs") == 2
     assert reduced.pop("Num notifs after expiry") == 1
-    assert set(map(float, reduced.values())) == {0.0}
+    assert set(map(repr, reduced.values())) == {"0"}
     assert len(reduced) == 8
 
 
@@ -455,6 +491,38 @@ def test_the_same_child_merges_and_a_new_one_is_taken() -> None:
     }
     merged.aggregate(build("MultiConnector", {"NixlPullConnector": nixl((5.0, 1.0, MIB, 1))}))
     assert new == nixl((2.0, 1.0, MIB, 1))
+
+
+def test_children_of_one_class_have_names_of_their_own_and_are_kept_apart() -> None:
+    names = names_of_children(["NixlConnector", "OffloadingConnector", "NixlConnector", "NixlConnector"])
+    assert names == ["NixlConnector", "OffloadingConnector", "NixlConnector#2", "NixlConnector#3"]
+    payload = {
+        "NixlConnector": nixl((1.0, 1.0, MIB, 1)).to_dict(),
+        "NixlConnector#2": nixl((2.0, 1.0, MIB, 1)).to_dict(),
+    }
+    stats = build("MultiConnector", payload).aggregate(build("MultiConnector", payload))
+    assert {child: part["Avg xfer time (ms)"] for child, part in stats.reduce().items()} == {
+        "NixlConnector": 1000.0,
+        "NixlConnector#2": 2000.0,
+    }
+    assert build("MultiConnector", stats.to_packed()) == stats
+
+
+@pytest.mark.parametrize("child", ["NixlConnector#1", "NixlConnector#10", "NixlConnector#", "#2", "Nixl#2#2"])
+def test_a_name_that_no_child_has_is_not_registered(child: str) -> None:
+    with pytest.raises(UnknownConnectorError):
+        build("MultiConnector", {child: {}})
+    assert connector_of_child(child) != "NixlConnector"
+
+
+def test_children_cannot_fill_the_memory() -> None:
+    names = [*(f"NixlConnector#{number}" for number in range(2, MAX_CHILDREN + 2)), "NixlConnector"]
+    with pytest.raises(StatsError, match="a MultiConnector holds at most 6 connectors, got 7"):
+        build("MultiConnector", {name: {} for name in names})
+    stats = build("MultiConnector", {name: {} for name in names[:MAX_CHILDREN]})
+    with pytest.raises(StatsError, match="at most 6"):
+        stats.aggregate(build("MultiConnector", {"NixlConnector": {}}))
+    assert len(stats.data) == MAX_CHILDREN
 
 
 def test_children_of_one_name_and_two_kinds_are_refused_with_nothing_merged() -> None:

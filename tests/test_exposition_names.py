@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from captured import PAYLOADS
+from captured import NAMES, PAYLOADS, expected
 from exposing import (
     PageStats,
     measured,
@@ -209,12 +209,10 @@ def test_in_vllms_names_nothing_that_a_worker_calls_ours_is_taken_for_ours() -> 
     assert value(families, "vllm:kv_offload_store_size_bucket", "OffloadingConnector", **at_5e6) == 2
 
 
-@pytest.mark.parametrize("name", ["nixl", "multi", "offloading", "made_nixl_large", "made_offloading", "made_multi"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("names", ["kvxfer", "vllm"])
 def test_real_payloads_are_exposed_whole(name: str, names: Any) -> None:
-    if not PAYLOADS.exists():
-        pytest.skip("the captured payloads are not beside this checkout")
-    connector = next(each for each in ("Nixl", "Multi", "Offloading") if each.lower() in name) + "Connector"
+    connector = expected(name)["connector"]
     build = KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats
     parts = [build(each) for each in msgspec.msgpack.decode((PAYLOADS / f"{name}.msgpack").read_bytes())]
     total = functools.reduce(lambda one, other: one.aggregate(other), parts)

@@ -13,7 +13,7 @@ import pytest
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.publisher import StatsPublisher
-from kvxfer.web import WebServer, page
+from kvxfer.web import WebServer, api, page
 
 
 @pytest.fixture
@@ -73,17 +73,36 @@ def test_a_page_is_told_each_interval_with_its_sources_and_the_totals_without(se
     assert told["totals"]["sources"] == []
     assert [source["labels"] for source in told["interval"]["sources"]] == [{"engine": "a"}]
     assert told["totals"]["groups"][0]["durations"]["count"] == 1
+    (source,) = told["interval"]["sources"]
+    assert (source["durations"]["count"], source["num_bytes"], source["busy_seconds"]) == (1, 1024, 0.5)
+
+
+def test_totals_that_were_not_made_anew_are_not_told_again(server: WebServer) -> None:
+    ends = [record["end"] for (name, record), _ in zip(events(server), range(8), strict=False) if name == "totals"]
+    assert len(set(ends)) == len(ends)
+
+
+def test_histories_that_wait_leave_room_for_others(server: WebServer) -> None:
+    for _ in range(api.MAX_HISTORIES):
+        server._api._history_seats.acquire()
+    with got(server, "/api/v1/history") as response:
+        assert response.status == 503
+    with got(server, "/healthz") as response:
+        assert response.status == 200
 
 
 def test_no_more_pages_listen_than_may_and_one_that_leaves_makes_room(server: WebServer) -> None:
     listening = [events(server) for _ in range(page.MAX_LISTENERS)]
     for each in listening:
         next(each)
-    assert list(events(server)) == []
+    with got(server, "/events") as refused:
+        assert (refused.status, json.loads(refused.read())["error"]) == (503, "16 pages are open already: close one")
     for each in listening:
         each.close()  # type: ignore[attr-defined]
-    while not list(zip(range(1), events(server), strict=False)):
-        pass
+    while True:
+        with got(server, "/events") as response:
+            if response.status == 200:
+                break
 
 
 def test_a_server_that_stops_ends_the_streams(server: WebServer) -> None:

@@ -14,6 +14,7 @@ from kvxfer.errors import KVXferError
 from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 from kvxfer.exporters.warning import WarningExporter
+from kvxfer.factory import KVConnectorFactory
 from kvxfer.watching import SLOW_FACTOR
 from kvxfer.web import WebServer, parse_address
 
@@ -42,6 +43,9 @@ def add_parser(commands: "SubParsers") -> None:
         help=f"warn of a rank so many times slower than its group, 0 for never (default: {SLOW_FACTOR:g})",
     )
     parser.add_argument("--group-by", metavar="LABELS", help="labels that form a group (default: engine,role)")
+    parser.add_argument(
+        "--generic", metavar="NAMES", help="connectors of which no class is here: their numbers by the payload's form"
+    )
     parser.add_argument(
         "--journal",
         metavar="PATH",
@@ -90,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
         curve=settings.curve or None,
         insecure=settings.insecure,
     )
+    for name in settings.generic:
+        KVConnectorFactory.register_generic(name)
     if settings.http is not None:
         parse_address(settings.http)  # what is wrong is said before anything is bound
     collector = Collector(config, exporters)

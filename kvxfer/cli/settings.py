@@ -15,6 +15,8 @@ from kvxfer.watching import SLOW_FACTOR
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0
 
+_LISTS: Final = ("group_by", "generic")
+
 NO_JOURNAL: Final = "none"
 """Instead of a path: what was collected is in memory alone."""
 
@@ -28,6 +30,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     per_rank: bool = False
     slow_factor: float = SLOW_FACTOR
     group_by: tuple[str, ...] = _DEFAULTS.group_by
+    generic: tuple[str, ...] = ()
+    """Connectors whose classes are not here, to be read by the form of their payloads."""
     journal: str | None = None
     """A path, `NO_JOURNAL`, or None for that of the endpoint."""
     retention: float = _DEFAULTS.retention_seconds / DAY_SECONDS
@@ -79,8 +83,8 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _converted(name: str, value: Any, where: str) -> Any:  # noqa: ANN401 - any setting
-    if name == "group_by" and isinstance(value, str):
-        value = [label for label in value.split(",") if label]
+    if name in _LISTS and isinstance(value, str):
+        value = [part for part in value.split(",") if part]
     try:
         settings = msgspec.convert({name: value}, Settings, strict=False)
     except msgspec.ValidationError as error:

@@ -36,8 +36,8 @@ class MovedBytesStats(TransferStats):
 def milliseconds(label: str, durations: DistributionState) -> dict[str, float]:
     """vLLM's two keys of a duration: mean and P90 in ms, to 3 digits; 0 for none."""
     return {
-        f"Avg {label} time (ms)": round(ms(durations.mean), 3),
-        f"P90 {label} time (ms)": round(ms(durations.quantile(0.9)), 3),
+        f"Avg {label} (ms)": rounded(ms(durations.mean), durations),
+        f"P90 {label} (ms)": rounded(ms(durations.quantile(0.9)), durations),
     }
 
 
@@ -45,6 +45,11 @@ def mebibytes(sizes: DistributionState, durations: DistributionState) -> dict[st
     """vLLM's two keys of a size, to 3 digits; its "throughput" divides by the summed durations, so by busy time."""
     busy = durations.sum
     return {
-        "Avg MB per transfer": round(mib(sizes.mean), 3),
+        "Avg MB per transfer": rounded(mib(sizes.mean), sizes),
         "Throughput (MB/s)": round(mib(sizes.sum) / busy, 3) if busy else 0,
     }
+
+
+def rounded(number: float, of: DistributionState, digits: int = 3) -> float:
+    """A number read off a distribution; of an empty one 0 as int, which is how vLLM prints it."""
+    return round(number, digits) if of.count else 0

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds, rounded
 from kvxfer.fields import Counter, Distribution
 from kvxfer.rows import Row
 
@@ -33,9 +33,9 @@ class MooncakeConnectorStats(MovedBytesStats):
         """vLLM's keys."""
         return {
             "Num successful transfers": self.transfer_duration.count,
-            **milliseconds("xfer", self.transfer_duration),
+            **milliseconds("xfer time", self.transfer_duration),
             **mebibytes(self.bytes_transferred, self.transfer_duration),
-            "Avg number of descriptors": round(self.num_descriptors.mean, 1),
+            "Avg number of descriptors": rounded(self.num_descriptors.mean, self.num_descriptors, 1),
             "Num failed transfers": self.num_failed_transfers.value,
             "Num failed recvs": self.num_failed_recvs.value,
             "Num KV expired reqs": self.num_kv_expired_reqs.value,

@@ -1,14 +1,41 @@
-"""vLLM's MultiConnector: several connectors at once, each with its own stats."""
+"""vLLM's MultiConnector: several connectors at once, each with its own stats.
 
-from collections.abc import Mapping
-from typing import Any
+vLLM names a child after its class and merges children of one class under that name. Here each may have a name of its
+own: the first of a class is named as in vLLM, the second ``NixlConnector#2``, and so on (`names_of_children`).
+"""
+
+import re
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any, Final
 
 from kvxfer.connectors.base import Connector
 from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState, merged
 from kvxfer.errors import StatsError
-from kvxfer.factory import KVConnectorFactory
+from kvxfer.factory import ConnectorClass, KVConnectorFactory
 from kvxfer.states import halves_of
+
+MAX_CHILDREN: Final = 6
+"""Children of one object, twice what is configured anywhere; each can hold as much as stats of its own, 11 MB."""
+
+_INSTANCE: Final = re.compile(r"(.+)#[2-9]")
+
+
+def names_of_children(class_names: Iterable[str]) -> list[str]:
+    """The names of children in the order of the config: all differ, so that those of one class are told apart."""
+    seen: Tally[str] = Tally()
+    names = []
+    for name in class_names:
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return names
+
+
+def connector_of_child(child: str) -> str:
+    """The connector that a child is an instance of."""
+    found = _INSTANCE.fullmatch(child)
+    return child if found is None else found[1]
 
 
 class MultiKVConnectorStats(KVConnectorStats):
@@ -36,11 +63,13 @@ class MultiKVConnectorStats(KVConnectorStats):
     def aggregate(self, other: KVConnectorStats) -> "MultiKVConnectorStats":
         """Merge child by child, take a child that is new, and return this object.
 
-        Raises `StatsError`, with nothing merged, where a child of both is of different classes.
+        Raises `StatsError`, with nothing merged, where a child of both is of different classes, or both together have
+        too many.
         """
         if not isinstance(other, MultiKVConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
+        _check_number(self.data.keys() | other.data.keys())
         for child, stats in other.data.items():
             mine = self.data.get(child)
             if mine is not None and type(mine) is not type(stats):
@@ -136,21 +165,44 @@ class MultiConnector(Connector):
     def build_kv_connector_stats(cls, data: Mapping[str, Any] | None = None) -> MultiKVConnectorStats:
         """Build the children; a child already built is kept, one whose build returns None is left out.
 
-        Raises `UnknownConnectorError` (a ValueError) for a child that is not registered.
+        Raises `UnknownConnectorError` (a ValueError) for a child that is not registered, `StatsError` for too many.
         """
-        built = {child: _build(child, payload) for child, payload in (data or {}).items()}
-        return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
+        return _build_all(data or {}, KVConnectorFactory.get_connector_class_by_name)
+
+    @classmethod
+    def build_known_or_generic(cls, data: Mapping[str, Any]) -> MultiKVConnectorStats:
+        """The same where a child that is not registered is generic: for a worker, which is not to lose the others."""
+        return _build_all(data, _known_or_generic)
 
 
-def _build(child: Any, payload: Any) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
+def _check_number(children: Sized) -> None:
+    if len(children) > MAX_CHILDREN:
+        message = f"a MultiConnector holds at most {MAX_CHILDREN} connectors, got {len(children)}"
+        raise StatsError(message)
+
+
+def _known_or_generic(connector: str) -> ConnectorClass:
+    if KVConnectorFactory.is_registered(connector):
+        return KVConnectorFactory.get_connector_class_by_name(connector)
+    return KVConnectorFactory.get_generic_class(connector)
+
+
+def _build_all(data: Mapping[str, Any], find: Callable[[str], ConnectorClass]) -> MultiKVConnectorStats:
+    _check_number(data)
+    built = {child: _build(child, payload, find) for child, payload in data.items()}
+    return MultiKVConnectorStats({child: stats for child, stats in built.items() if stats is not None})
+
+
+def _build(child: Any, payload: Any, find: Callable[[str], ConnectorClass]) -> KVConnectorStats | None:  # noqa: ANN401 - whatever a peer sent
     if isinstance(payload, KVConnectorStats):
         return payload
     if not isinstance(child, str) or not isinstance(payload, dict):
         message = f"expected a payload by a name, got {type(payload).__name__} - at `{child}`"
         raise StatsError(message)
-    if child == "MultiConnector":
+    connector = connector_of_child(child)
+    if connector == "MultiConnector":
         message = "a MultiConnector holds connectors that hold no others - at `MultiConnector`"
         raise StatsError(message)
     # Before 0.33 vLLM wrapped each child's payload.
     bare = payload["data"] if payload.keys() == {"data"} else payload
-    return KVConnectorFactory.get_connector_class_by_name(child).build_kv_connector_stats(bare)
+    return find(connector).build_kv_connector_stats(bare)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds, rounded
 from kvxfer.fields import Counter, Distribution
 from kvxfer.rows import Row
 
@@ -48,10 +48,10 @@ class NixlConnectorStats(MovedBytesStats):
         failures = (self.num_failed_transfers, self.num_failed_notifications, self.num_failed_handshakes)
         return {
             "Num successful transfers": self.transfer_duration.count,
-            **milliseconds("xfer", self.transfer_duration),
-            **milliseconds("post", self.post_duration),
+            **milliseconds("xfer time", self.transfer_duration),
+            **milliseconds("post time", self.post_duration),
             **mebibytes(self.bytes_transferred, self.transfer_duration),
-            "Avg number of descriptors": round(self.num_descriptors.mean, 1),
+            "Avg number of descriptors": rounded(self.num_descriptors.mean, self.num_descriptors, 1),
             "Num failed transfers": sum(failure.value for failure in failures),
             "Num KV expired reqs": self.num_kv_expired_reqs.value,
             "Num notifs after expiry": self.num_notifications_after_expiry.value,

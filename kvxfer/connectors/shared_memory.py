@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds
+from kvxfer.connectors.base import Connector, MovedBytesStats, mebibytes, milliseconds, rounded
 from kvxfer.fields import Distribution
 from kvxfer.rows import Row
 
@@ -23,9 +23,9 @@ class SharedMemoryConnectorStats(MovedBytesStats):
         """The keys of vLLM's line, with blocks for descriptors."""
         return {
             "Num successful transfers": self.transfer_duration.count,
-            **milliseconds("xfer", self.transfer_duration),
+            **milliseconds("xfer time", self.transfer_duration),
             **mebibytes(self.bytes_transferred, self.transfer_duration),
-            "Avg number of blocks": round(self.num_blocks.mean, 1),
+            "Avg number of blocks": rounded(self.num_blocks.mean, self.num_blocks, 1),
             "Num failed transfers": self.num_failed_transfers.value,
         }
 

@@ -44,7 +44,7 @@ def as_record(interval: Interval) -> dict[str, Any]:
         "sources": [
             {
                 "connector": view.connector,
-                **_who(view.source),
+                **who(view.source),
                 "state": view.state,
                 "last_seen": view.last_seen,
                 "clock_offset_seconds": view.clock_offset_seconds,
@@ -53,12 +53,13 @@ def as_record(interval: Interval) -> dict[str, Any]:
             for view in interval.sources
         ],
         "pipeline": msgspec.to_builtins(interval.pipeline),
-        "silent": [_who(source) for source in interval.silent],
-        "departed": [_who(source) for source in interval.departed],
+        "silent": [who(source) for source in interval.silent],
+        "departed": [who(source) for source in interval.departed],
     }
 
 
-def _who(source: Source) -> dict[str, Any]:
+def who(source: Source) -> dict[str, Any]:
+    """A source, as records name it."""
     return {"source": source.id, "host": source.host, "pid": source.pid, "labels": source.labels}
 
 

@@ -51,6 +51,9 @@ STALLED_SECONDS: Final = 5.0
 MAX_HISTORY_BYTES: Final = 32 << 20
 """Of the records of one response; a record of a thousand groups has some MB."""
 
+MAX_HISTORIES: Final = 4
+"""Requests for history at once; one is answered, the others wait. The rest of the room is for scrapes and probes."""
+
 _LIMITS: Final = {False: (100, 1000), True: (10, 20)}  # default and most, without and with sources
 
 
@@ -67,6 +70,7 @@ class Api:
         self._formats = {each: Cached(partial(self._write, each)) for each in (TEXT, OPENMETRICS, PROTOBUF)}
         self._snapshots = {sources: Cached(partial(self._snapshot, sources=sources)) for sources in (False, True)}
         self._one_history = threading.Lock()
+        self._history_seats = threading.BoundedSemaphore(MAX_HISTORIES)
         self._events = Events(self._recent, self.snapshot)
 
     @property
@@ -142,11 +146,15 @@ class Api:
         if not 1 <= limit <= most:
             message = f"limit: expected 1 to {most}, got {limit:g}"
             raise QueryError(message)
+        if not self._history_seats.acquire(blocking=False):
+            return failure(HTTPStatus.SERVICE_UNAVAILABLE, "others ask for history: ask again in a moment")
         try:
             with self._one_history, self._newest(start, end) as newest:  # each takes a thread's whole attention
                 records, is_cut = _records(newest, int(limit), sources=sources)
         except JournalError as error:
             return failure(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        finally:
+            self._history_seats.release()
         return as_json({"version": VERSION, "intervals": records, "is_cut": is_cut})
 
     @contextmanager

@@ -1,18 +1,23 @@
 """The page: files that are served as they are, nothing from elsewhere, and the events that it listens to.
 
-``/events`` are server-sent events: ``interval``, the record of each interval when it has closed, with its sources, and
-``totals``, every `EVENT_SECONDS`, a record of all since the beginning, without them.
+``/events`` are server-sent events: ``interval``, the record of each interval when it has closed, with what is shown of
+its sources, and ``totals``, a record of all since the beginning, when there is a new one.
 """
 
 import threading
+import time
 from collections.abc import Generator, Mapping
 from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
-from kvxfer.exporters.jsonl import as_record
-from kvxfer.interval import Interval
-from kvxfer.web.messages import Request, Response, Route, as_json
+import msgspec
+
+from kvxfer.exporters.jsonl import as_record, who
+from kvxfer.interval import Interval, SourceView
+from kvxfer.reading import describe
+from kvxfer.web.messages import Request, Response, Route, as_json, failure
 from kvxfer.web.recent import Recent
 
 EVENT_SECONDS: Final = 1.0
@@ -56,12 +61,14 @@ class Events:
         self._recent = recent
         self._totals = totals
         self._ended = threading.Event()
-        self._seats = threading.BoundedSemaphore(MAX_LISTENERS)
         self._lock = threading.Lock()
+        self._num_listening = 0
         self._told: tuple[Interval | None, bytes] = (None, b"")
 
     def route(self, _: Request) -> Response:
-        """A stream of events; it ends at once where as many as may be listen, and a browser asks again."""
+        """A stream of events, 503 where as many as may be listen."""
+        if self._num_listening >= MAX_LISTENERS:
+            return failure(HTTPStatus.SERVICE_UNAVAILABLE, f"{MAX_LISTENERS} pages are open already: close one")
         return Response(b"", "text/event-stream", stream=self._stream())
 
     def end(self) -> None:
@@ -69,25 +76,51 @@ class Events:
         self._ended.set()
 
     def _stream(self) -> Generator[bytes]:
-        if not self._seats.acquire(blocking=False):
-            return
-        told: Interval | None = None
+        interval: Interval | None = None
+        totals = b""
+        with self._lock:
+            self._num_listening += 1
         try:
             while not self._ended.is_set():
-                last = self._recent.last
-                if last is not None and last is not told:
-                    told = last
+                last, told = self._recent.last, totals
+                if last is not None and last is not interval:
+                    interval = last
                     yield _event("interval", self._record(last))
-                yield _event("totals", self._totals(Request("", {"sources": "0"})).body)
+                totals = self._totals(Request("", {"sources": "0"})).body
+                # What is costly is made less often than it is asked for. A line that says nothing finds who is gone.
+                yield b": \n\n" if totals == told else _event("totals", totals)
                 self._ended.wait(EVENT_SECONDS)
         finally:
-            self._seats.release()
+            with self._lock:
+                self._num_listening -= 1
 
     def _record(self, interval: Interval) -> bytes:
         with self._lock:  # made once for all who listen
             if self._told[0] is not interval:
-                self._told = interval, as_json(as_record(interval)).body
+                bare = msgspec.structs.replace(interval, sources=())
+                sources = [source for view in interval.sources if (source := _paced(view)) is not None]
+                self._told = interval, as_json(as_record(bare) | {"sources": sources}).body
             return self._told[1]
+
+
+def _paced(view: SourceView) -> dict[str, Any] | None:
+    """What the page shows of a source; it takes half of the CPU that there is, so that collecting goes on."""
+    began = time.monotonic()
+    try:
+        durations, moved = view.stats.durations(), view.stats.moved()
+        shown = {
+            **who(view.source),
+            "connector": view.connector,
+            "state": view.state,
+            "last_seen": view.last_seen,
+            "failures": view.stats.failures(),
+            "durations": None if durations is None else describe(durations),
+        }
+        return shown if moved is None else shown | moved._asdict()
+    except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
+        return None
+    finally:
+        time.sleep(time.monotonic() - began)
 
 
 def _event(name: str, data: bytes) -> bytes:

@@ -102,6 +102,7 @@ def test_replay_moves_what_the_trace_implies(tmp_path: Path, name: str, connecto
         (("collect", "--endpoint", "tcp://eth0:5999"), "use --curve DIR, or --insecure"),
         (("collect", "--http", "here"), "expected HOST:PORT, got 'here': 127.0.0.1:9464 is this host alone"),
         (("collect", "--http", "203.0.113.7:9464", "--journal", "none"), "cannot serve at http://203.0.113.7:9464: "),
+        (("collect", "--generic", "NixlConnector"), "Connector 'NixlConnector' is already registered."),
         (("collect", "--metric-names", "ours"), "--metric-names: expected kvxfer or vllm, got 'ours'"),
         (("collect", "--metrics-per-source", "-1"), "--metrics-per-source: Expected `int` >= 0"),
         (("keygen", "/proc/nowhere"), "No such file or directory: name a directory that can be written"),
@@ -159,6 +160,22 @@ def test_a_second_collector_on_a_live_path_is_refused_and_the_first_goes_on(ipc_
         collector.terminate()
         out, _ = collector.communicate(timeout=30)
     assert "Num failed transfers=1" in out
+
+
+def test_collect_reads_a_connector_that_it_is_told_to_and_report_reads_its_journal(
+    ipc_endpoint: str, tmp_path: Path
+) -> None:
+    options = ["--endpoint", ipc_endpoint, "--journal", str(tmp_path / "j.db"), "--generic", "PrivateConnector,Another"]
+    with subprocess.Popen([*KVXFER, "collect", *options], stdout=subprocess.PIPE, text=True) as collector:
+        with StatsPublisher("PrivateConnector", ipc_endpoint) as publisher:
+            publisher.push({"num_hits": 3, "fetch": {"seconds": [0.5, 0.25]}})
+            assert publisher.flush(timeout=20)
+        collector.terminate()
+        out, _ = collector.communicate(timeout=30)
+    assert "KV Transfer metrics: Generic stats=1, num_hits=3, fetch.seconds_count=2" in out
+    done = run("report", tmp_path / "j.db", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["connectors"] == ["PrivateConnector"]
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_file(ipc_endpoint: str, tmp_path: Path) -> None:

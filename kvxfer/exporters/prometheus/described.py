@@ -1,8 +1,9 @@
-"""What `OffloadingConnectorStats` describe themselves, as series: their names and labels come with the payload."""
+"""What stats describe themselves, as series: their names and labels come with the payload."""
 
 from typing import Any, Final
 
-from kvxfer.connectors.offloading import OffloadingConnectorStats
+from kvxfer.connectors.described import DescribedStats
+from kvxfer.connectors.generic import GenericConnectorStats
 from kvxfer.distribution import DistributionState
 from kvxfer.exporters.prometheus.classic import BOUNDARIES, UNKNOWN
 from kvxfer.exporters.prometheus.families import Family, Kind, Measured
@@ -24,11 +25,12 @@ _LABEL_NAMES: Final = {
     "vllm:kv_offload_total_bytes": ("transfer_type",),
     "vllm:kv_offload_total_time": ("transfer_type",),
     "vllm:simple_kv_offload_save_outcomes_total": ("outcome",),
+    "vllm:simple_kv_offload_info": ("backend", "page_cache", "lazy_offload", "capacity_blocks"),
 }
 """The payload has the values alone; names that we do not know are ``label_0`` and so on."""
 
 
-def add_described(unknown: Unknown, told: Measuring, stats: OffloadingConnectorStats, *, gauges: bool) -> None:
+def add_described(unknown: Unknown, told: Measuring, stats: DescribedStats, *, gauges: bool) -> None:
     """Add the gauges that the stats hold, or all else."""
     for name, state in stats.data["data"].items():
         kind = _KINDS[stats.data["types"][name]]
@@ -36,7 +38,7 @@ def add_described(unknown: Unknown, told: Measuring, stats: OffloadingConnectorS
             continue
         # A worker chooses the name: none but vLLM's may stand without our prefix.
         is_theirs = told.names == "vllm" and name.startswith("vllm:")
-        family = _vllm_family(name, kind) if is_theirs else _family(told.prefix, stats.prefix, name, kind)
+        family = _vllm_family(name, kind) if is_theirs else _family(told.prefix, stats, name, kind)
         for values, child in list(state.children.items()):
             value = child.to_value() if not isinstance(child, DistributionState) else child
             if value is not None:
@@ -46,12 +48,12 @@ def add_described(unknown: Unknown, told: Measuring, stats: OffloadingConnectorS
         _add_facts(unknown, told, stats)
 
 
-def _add_facts(unknown: Unknown, told: Measuring, stats: OffloadingConnectorStats) -> None:
+def _add_facts(unknown: Unknown, told: Measuring, stats: DescribedStats) -> None:
     for name, facts in stats.data["info"].items():
         if isinstance(facts, dict):
             known = {str(fact): str(value) for fact, value in facts.items() if isinstance(value, str | int | float)}
             bare = valid_name(name.removeprefix(f"{stats.prefix}_")).removesuffix("_info")
-            prefix = "vllm:kv_offload" if told.names == "vllm" else told.prefix
+            prefix = stats.prefix if told.names == "vllm" and stats.prefix else told.prefix
             family = Family(f"{prefix}_{bare}", Kind.INFO, "Facts that workers told of themselves.")
             unknown.add(family, labels_of(told.ours, {**told.theirs, **known}), 1)
 
@@ -66,13 +68,15 @@ def _named(name: str, values: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(names, values, strict=True))
 
 
-def _family(prefix: str, vllm_prefix: str, name: str, kind: Kind) -> Family:
-    bare = valid_name(name.removeprefix(f"{vllm_prefix}_").removeprefix("vllm:")).removesuffix("_total")
+def _family(prefix: str, stats: DescribedStats, name: str, kind: Kind) -> Family:
+    bare = valid_name(name.removeprefix(f"{stats.prefix}_").removeprefix("vllm:")).removesuffix("_total")
     if bare.endswith(_PARTS) and kind is Kind.GAUGE:
         bare = bare.removesuffix(_PARTS) + "_ratio"
         word = "ratio"
     else:
         word = unit_word(next((unit for end, unit in _UNITS.items() if bare.endswith(end)), ""))
+        if isinstance(stats, GenericConnectorStats) and not bare.endswith(word):
+            word = ""  # a time of theirs may be milliseconds
     boundaries = BOUNDARIES.get(word, UNKNOWN) if kind is Kind.HISTOGRAM else ()
     return Family(f"{prefix}_{with_unit(bare, word)}", kind, f"{name} as workers report it.", word, boundaries)
 

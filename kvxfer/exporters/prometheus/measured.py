@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Final
 
-from kvxfer.connectors.offloading import OffloadingConnectorStats
+from kvxfer.connectors.described import DescribedStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus.classic import boundaries_of
 from kvxfer.exporters.prometheus.common import add_common
@@ -50,7 +50,7 @@ def add_levels(families: Families, unknown: Unknown, measuring: Measuring, group
         for each, stats in parts(measuring, group.stats):
             if isinstance(stats, TransferStats):
                 _add_declared(families, each, stats, gauges=True)
-            elif isinstance(stats, OffloadingConnectorStats):
+            elif isinstance(stats, DescribedStats):
                 add_described(unknown, each, stats, gauges=True)
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return False
@@ -65,7 +65,7 @@ def _add_totals(families: Families, unknown: Unknown, measuring: Measuring, stat
         _add_declared(families, measuring, stats, gauges=False)
         add_carried(unknown, measuring, stats)
         _add_moved(families, measuring, stats)
-    elif isinstance(stats, OffloadingConnectorStats):
+    elif isinstance(stats, DescribedStats):
         add_described(unknown, measuring, stats, gauges=False)
         _add_moved(families, measuring, stats)
     else:

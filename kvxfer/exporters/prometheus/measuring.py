@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from kvxfer.connectors.multi import MultiKVConnectorStats
+from kvxfer.connectors.multi import MultiKVConnectorStats, connector_of_child
 from kvxfer.contract import KVConnectorStats
 from kvxfer.errors import KVXferError
 from kvxfer.exporters.prometheus.families import Labels
@@ -22,7 +22,8 @@ class Measuring:
     def __init__(self, connector: str, ours: Mapping[str, str], theirs: Mapping[str, str], names: Names) -> None:
         """Find the stem of the names; connectors that share one class, as NIXL's three do, share it."""
         try:
-            bare = str(getattr(KVConnectorFactory.get_connector_class_by_name(connector), "__name__", ""))
+            found = KVConnectorFactory.get_connector_class_by_name(connector_of_child(connector))
+            bare = str(getattr(found, "__name__", ""))
         except KVXferError:
             bare = ""
         self.connector = connector

@@ -20,6 +20,24 @@ _TRANSFER: Final = _POST[1:]
 _BYTES: Final = tuple(float(1 << power) for power in range(11, 34, 2))
 _DESCRIPTORS: Final = tuple(map(float, (10, 20, 30, 50, 75, 100, 200, 400, 1000, 2000, 4000, 10_000, 20_000, 50_000)))
 
+_OPERATION: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)
+_RESIDENCY: Final = (
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+    1200.0, 1800.0,
+)  # fmt: skip
+_HISPARSE: Final = (
+    "cache_hits",
+    "cache_misses",
+    "host_to_device_bytes",
+    "host_cache_usage_perc",
+    "pending_page_transfers",
+    "host_blocks_used",
+    "host_blocks_total",
+    "host_blocks_usage",
+    "pending_spills",
+)
+_GAPS: Final = ("lifetime", "idle_before_evict", "reuse_gap")
+
 
 def _moving(prefix: str) -> dict[str, VllmMetric]:
     return {
@@ -37,6 +55,30 @@ VLLM_NAMES: Final[Mapping[str, Mapping[str, VllmMetric]]] = {
         "post_duration": VllmMetric("vllm:nixl_post_time_seconds", _POST),
         "num_failed_notifications": VllmMetric("vllm:nixl_num_failed_notifications"),
         "num_notifications_after_expiry": VllmMetric("vllm:nixl_num_notifications_after_expiry"),
+    },
+    "mooncake_store": {
+        "operation_duration": VllmMetric("vllm:mooncake_store_operation_time_seconds", _OPERATION),
+        "num_operations": VllmMetric("vllm:mooncake_store_operation"),
+        "num_keys": VllmMetric("vllm:mooncake_store_operation_keys"),
+        "num_bytes": VllmMetric("vllm:mooncake_store_operation_bytes"),
+        "num_failed_keys": VllmMetric("vllm:mooncake_store_operation_failed_keys"),
+    },
+    "hi_sparse": {name: VllmMetric(f"vllm:hisparse_{name}") for name in _HISPARSE}
+    | {
+        f"host_block_{name}_seconds": VllmMetric(f"vllm:hisparse_host_block_{name}_seconds", _RESIDENCY)
+        for name in _GAPS
+    },
+    "hf3fskv": {
+        "save_duration": VllmMetric("vllm:hf3fs_save_duration_seconds", _POST),
+        "load_duration": VllmMetric("vllm:hf3fs_load_duration_seconds", _POST),
+        "num_failed_save": VllmMetric("vllm:hf3fs_num_failed_save"),
+        "num_failed_load": VllmMetric("vllm:hf3fs_num_failed_load"),
+    },
+    "umbp_store": {
+        "submitted": VllmMetric("vllm:umbp_transfer_submitted"),
+        "completed": VllmMetric("vllm:umbp_transfer_completed"),
+        "failed": VllmMetric("vllm:umbp_transfer_failed"),
+        "num_bytes": VllmMetric("vllm:umbp_transfer_bytes"),
     },
     "mooncake": {**_moving("mooncake"), "num_failed_recvs": VllmMetric("vllm:mooncake_num_failed_recvs")},
 }

@@ -2,13 +2,14 @@
 
 import * as charts from "./charts.js";
 import * as format from "./format.js";
-import { groupName, pointOf, rowsOf, sum } from "./records.js";
+import { groupKey, groupName, pointOf, Ranks, sum } from "./records.js";
 import { Table } from "./table.js";
 
-const MOST_POINTS = 9000; // six hours of intervals of three seconds
+const MOST_POINTS = 9000; // six hours of intervals of 2.4 s
 const byId = (id) => document.getElementById(id);
 const state = { records: [], totals: [], chosen: "" };
 const drawn = charts.make(byId("charts"));
+const ranks = new Ranks();
 const table = new Table(byId("ranks"), byId("ranks-note"));
 
 function say(what, text) {
@@ -96,11 +97,12 @@ function drawPipeline(pipeline) {
 }
 
 function drawGroups() {
-  const names = [...new Set(state.records.flatMap((record) => record.groups.map(groupName)))].sort();
+  const names = new Map(state.records.flatMap((record) => record.groups.map((group) => [groupKey(group), groupName(group)])));
   const select = byId("group");
-  if (select.options.length === names.length + 1) return;
+  if (select.options.length === names.size + 1) return;
   const option = (value, text) => Object.assign(document.createElement("option"), { value, textContent: text });
-  select.replaceChildren(option("", "all"), ...names.map((name) => option(name, name)));
+  const ordered = [...names].sort(([, a], [, b]) => (a < b ? -1 : 1));
+  select.replaceChildren(option("", "all"), ...ordered.map(([key, name]) => option(key, name)));
   select.value = state.chosen;
 }
 
@@ -110,33 +112,45 @@ function draw() {
   drawTiles();
   const since = Date.now() / 1000 - Number(byId("range").value);
   charts.draw(drawn, state.records.filter((record) => record.end >= since).map((record) => pointOf(record, state.chosen)));
-  if (last) table.draw(rowsOf(last, state.chosen).map((row) => ({ ...row, now: last.end })));
+  if (last) table.draw(ranks.of(state.chosen).map((row) => ({ ...row, now: last.end })));
 }
 
 function add(record) {
   if (state.records.length && record.end <= state.records.at(-1).end) return;
-  // Only the last one's ranks are shown: a day of all of them would be gigabytes.
-  if (state.records.length) state.records.at(-1).sources = [];
-  state.records.push(record);
+  ranks.take(record);
+  // Its ranks are in the table now: a day of all of them would be gigabytes.
+  state.records.push({ ...record, sources: [] });
   if (state.records.length > MOST_POINTS) state.records.shift();
 }
 
-// The newest first, a thousand at a time: a page is drawn while the rest comes.
-async function load() {
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+
+async function ask(path) {
+  for (let tries = 0; ; tries += 1) {
+    const answer = await fetch(path);
+    if (answer.ok) return answer.json();
+    if (answer.status !== 503 || tries > 9) throw new Error(`${path}: ${(await answer.json()).error}`);
+    await pause(2); // others ask too
+  }
+}
+
+// The newest first, a thousand at a time: what is there is drawn while the rest comes. One load at a time.
+let loading = Promise.resolve();
+const load = () => (loading = loading.then(loadOnce).catch((error) => say("lost", String(error.message))));
+
+async function loadOnce() {
+  ranks.know(await ask("api/v1/snapshot"));
   const since = Date.now() / 1000 - Number(byId("range").value);
-  const live = state.records.at(-1);
-  let found = live ? [live] : [];
-  for (let isCut = true; isCut; ) {
-    const before = found.length ? found[0].start : 1e12;
-    const answer = await fetch(`api/v1/history?start=${since}&end=${before}&limit=1000`);
-    if (!answer.ok) throw new Error(`history: ${answer.status}`);
-    const { intervals, is_cut } = await answer.json();
+  let found = [];
+  for (let isCut = true, before = 1e12; isCut; ) {
+    const { intervals, is_cut } = await ask(`api/v1/history?start=${since}&end=${before}&limit=1000`);
     found = [...intervals, ...found];
-    const newer = state.records.filter((record) => !found.length || record.end > found.at(-1).end);
-    state.records = [];
-    for (const record of [...found, ...newer]) add(record);
+    if (!found.length) break;
+    const newer = state.records.filter((record) => record.end > found.at(-1).end);
+    state.records = [...found.map((record) => ({ ...record, sources: [] })), ...newer].slice(-MOST_POINTS);
     draw();
     isCut = is_cut && intervals.length > 0;
+    before = found[0].start;
   }
 }
 
@@ -144,7 +158,7 @@ function listen() {
   const events = new EventSource("events");
   events.addEventListener("open", () => {
     say("live", "live");
-    load().catch((error) => say("lost", String(error.message)));
+    load();
   });
   events.addEventListener("interval", (event) => {
     add(JSON.parse(event.data));
@@ -156,14 +170,18 @@ function listen() {
     if (state.totals.length === 2 && state.totals[0].start !== state.totals[1].start) state.totals.shift();
     drawTiles();
   });
-  events.addEventListener("error", () => say("lost", "no connection to the collector, trying again"));
+  events.addEventListener("error", () => {
+    const isRefused = events.readyState === EventSource.CLOSED;
+    say("lost", isRefused ? "as many pages as may be are open, trying again in a minute" : "no connection to the collector, trying again");
+    if (isRefused) setTimeout(listen, 60_000);
+  });
 }
 
 byId("group").addEventListener("change", (event) => {
   state.chosen = event.target.value;
   draw();
 });
-byId("range").addEventListener("change", () => load().catch((error) => say("lost", String(error.message))));
+byId("range").addEventListener("change", load);
 byId("theme").addEventListener("click", () => {
   const isDark = getComputedStyle(document.documentElement).colorScheme === "dark" ||
     (!document.documentElement.dataset.theme && matchMedia("(prefers-color-scheme: dark)").matches);

@@ -9,9 +9,10 @@ export const sum = (values) => values.reduce((total, value) => total + (value ||
 
 export const groupName = (group) => [group.connector, ...Object.values(group.labels)].join(" · ");
 
-export function groupsOf(record, chosen) {
-  return record.groups.filter((group) => !chosen || groupName(group) === chosen);
-}
+// What tells groups apart, whatever their values are: connector and labels by name.
+export const groupKey = (group) => JSON.stringify([group.connector, group.labels]);
+
+const groupsOf = (record, chosen) => record.groups.filter((group) => !chosen || groupKey(group) === chosen);
 
 // One point of the charts: what all chosen groups did in an interval. Quantiles do not add up: of several groups the
 // largest is shown.
@@ -43,48 +44,103 @@ export function pointOf(record, chosen) {
   };
 }
 
-const SLOW = 2; // times the median of its group
+// As in the log: so many times the median of its group, in P90 and in seconds per byte.
+const SLOW = 3;
+const MIN_TRANSFERS = 20;
+const MIN_RANKS = 3;
 
-// One row per source and connector, and one for each that is silent and reported nothing.
-export function rowsOf(record, chosen) {
-  const length = Math.max(record.end - record.start, 1e-9);
-  const silent = new Set(record.silent.map((source) => source.source));
-  const rows = record.sources.map((source) => {
-    const duration = durationOf(source);
-    return {
-      who: source,
-      connector: source.connector,
-      state: silent.has(source.source) ? "silent" : source.state,
-      transfers: duration ? duration.count / length : null,
-      wall: source.bytes_per_second ?? null,
-      busy: source.bytes_per_busy_second ?? null,
-      p50: duration && duration.count ? duration.p50 : null,
-      p99: duration && duration.count ? duration.p99 : null,
-      failures: sum(Object.values(failuresOf(source))),
-      lastSeen: source.last_seen,
-    };
-  });
-  const seen = new Set(record.sources.map((source) => source.source));
-  for (const source of record.silent) {
-    if (!seen.has(source.source)) rows.push({ who: source, connector: "", state: "silent" });
+// The ranks that a page has heard of: by source and connector, the last that is known of each.
+export class Ranks {
+  constructor() {
+    this.rows = new Map();
+    this.groupBy = [];
   }
-  markSlow(rows);
-  return chosen ? rows.filter((row) => isIn(row, chosen)) : rows;
+
+  // Who is known without having reported lately, out of a record of all since the beginning.
+  know(record) {
+    for (const source of record.sources) {
+      this.rows.delete(`${source.source} `);
+      const key = `${source.source} ${source.connector}`;
+      if (!this.rows.has(key)) this.rows.set(key, idle(source, source.connector, source.state, source.last_seen));
+    }
+  }
+
+  take(record) {
+    const length = Math.max(record.end - record.start, 1e-9);
+    this.groupBy = [...new Set(record.groups.flatMap((group) => Object.keys(group.labels)))];
+    for (const row of this.rows.values()) Object.assign(row, idle(row.who, row.connector, row.state, row.lastSeen));
+    for (const source of record.sources) {
+      this.rows.delete(`${source.source} `);
+      this.rows.set(`${source.source} ${source.connector}`, rowOf(source, length));
+    }
+    this.mark(record.silent, "silent");
+    this.mark(record.departed, "gone");
+    this.markSlow();
+    for (const [key, row] of this.rows) {
+      if (row.state === "gone" && record.end - (row.lastSeen ?? record.end) > 900) this.rows.delete(key);
+    }
+  }
+
+  mark(sources, state) {
+    const ids = new Set(sources.map((source) => source.source));
+    for (const row of this.rows.values()) {
+      if (ids.has(row.who.source)) row.state = state;
+      // Who is silent no longer has reported, or said that it lives.
+      else if (state === "silent" && row.state === "silent") row.state = "live";
+    }
+    const known = new Set([...this.rows.values()].map((row) => row.who.source));
+    for (const source of sources) {
+      if (!known.has(source.source)) this.rows.set(`${source.source} `, idle(source, "", state, undefined));
+    }
+  }
+
+  markSlow() {
+    const groups = new Map();
+    for (const row of this.rows.values()) {
+      if (row.count < MIN_TRANSFERS || !row.pace) continue;
+      const key = JSON.stringify([row.connector, ...this.groupBy.map((label) => row.who.labels[label])]);
+      groups.set(key, [...(groups.get(key) || []), row]);
+    }
+    for (const rows of groups.values()) {
+      const [p90, pace] = ["p90", "pace"].map((name) => median(rows.map((row) => row[name])));
+      for (const row of rows) row.isSlow = rows.length >= MIN_RANKS && row.p90 >= SLOW * p90 && row.pace >= SLOW * pace;
+    }
+  }
+
+  // Those of a group, or all.
+  of(chosen) {
+    if (!chosen) return [...this.rows.values()];
+    const [connector, labels] = JSON.parse(chosen);
+    const isIn = (row) =>
+      (!row.connector || row.connector === connector) &&
+      Object.entries(labels).every(([name, value]) => row.who.labels[name] === value);
+    return [...this.rows.values()].filter(isIn);
+  }
 }
 
-function isIn(row, chosen) {
-  const values = new Set(Object.values(row.who.labels));
-  return chosen.split(" · ").every((part) => part === row.connector || values.has(part) || (!row.connector && part));
+function median(values) {
+  const ordered = values.toSorted((a, b) => a - b);
+  return ordered[Math.floor((ordered.length - 1) / 2)];
 }
 
-function markSlow(rows) {
-  const byConnector = new Map();
-  for (const row of rows) {
-    if (row.p50) byConnector.set(row.connector, [...(byConnector.get(row.connector) || []), row.p50]);
-  }
-  for (const row of rows) {
-    const all = (byConnector.get(row.connector) || []).toSorted((a, b) => a - b);
-    const median = all[Math.floor((all.length - 1) / 2)];
-    row.isSlow = all.length > 2 && row.p50 > SLOW * median;
-  }
+const idle = (who, connector, state, lastSeen) => ({
+  who, connector, state, lastSeen, transfers: null, wall: null, busy: null, p50: null, p90: null, p99: null,
+  failures: null, count: 0, pace: 0, isSlow: false,
+});
+
+function rowOf(source, length) {
+  const duration = source.durations && source.durations.count ? source.durations : null;
+  const [bytes, busy] = [source.num_bytes, source.busy_seconds];
+  return {
+    ...idle(source, source.connector, source.state, source.last_seen),
+    transfers: source.durations ? source.durations.count / length : null,
+    wall: bytes === undefined ? null : bytes / length,
+    busy: busy ? bytes / busy : null,
+    p50: duration && duration.p50,
+    p90: duration && duration.p90,
+    p99: duration && duration.p99,
+    failures: sum(Object.values(failuresOf(source))),
+    count: duration ? duration.count : 0,
+    pace: bytes ? busy / bytes : 0,
+  };
 }

@@ -83,7 +83,7 @@ export class Table {
     const counts = rows.map(stateOf).reduce((all, each) => ({ ...all, [each]: (all[each] || 0) + 1 }), {});
     const told = Object.entries(counts).map(([state, number]) => `${number} ${state}`);
     this.note.textContent =
-      `${told.join(", ") || "none yet"}. Slow: a P50 of more than twice the median of its connector.` +
+      `${told.join(", ") || "none yet"}. Slow: three times the median of its group, in P90 and in seconds per byte.` +
       (rows.length > MOST ? ` The first ${MOST} of ${rows.length} are shown.` : "");
   }
 }
