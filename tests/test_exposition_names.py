@@ -278,6 +278,13 @@ def test_a_name_that_a_worker_chose_is_not_that_of_something_known() -> None:
     assert value(families, "kvxfer_offloading_moved_bytes_total", "OffloadingConnector", engine="good") == 7
 
 
+@pytest.mark.parametrize("connector", ["SourceConnector", "Collector", "source_nixl"])
+def test_no_connector_is_called_as_sources_or_the_pipeline(connector: str) -> None:
+    families = measured(of_stats(transfers(1.0), connector))
+    assert value(families, f"kvxfer_connector_{snake(connector)}_moved_bytes_total", connector) == 1 << 20
+    assert not [family.name for family, _ in families if family.name.startswith(("kvxfer_source", "kvxfer_coll"))]
+
+
 # --- labels
 
 

@@ -1,7 +1,7 @@
 """Whose stats are read: what the names of their series begin with, and their labels. No series are made here."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,9 @@ from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Group
 
 Names: TypeAlias = Literal["kvxfer", "vllm"]
+
+_RESERVED: Final = ("source", "collector")
+"""What names begin with that are no connector's."""
 
 
 class Measuring:
@@ -28,7 +31,8 @@ class Measuring:
             bare = ""
         self.connector = connector
         self.names = names
-        self.stem = snake(bare or connector)
+        stem = snake(bare or connector)
+        self.stem = f"connector_{stem}" if stem.startswith(_RESERVED) else stem
         self.ours = {"connector": connector, **ours}
         self.theirs = theirs
         self.own_labels = labels_of(self.ours, theirs)
