@@ -157,9 +157,11 @@ class Collector:
         if now >= self._aggregator.due:
             self._commits.finish()
         with self._lock:
+            began = time.monotonic()
             intervals = self._aggregator.tick(now)
-        self._num_closed += len(intervals)
-        self._closing_seconds += (time.monotonic() - self._last_poll) * len(intervals)
+        if intervals:
+            self._num_closed += 1
+            self._closing_seconds += time.monotonic() - began
         for interval in intervals:
             self._commits.close_interval(self._whole(interval), now)
         was_writing = self._commits.is_writing
@@ -308,11 +310,9 @@ class Collector:
 
     def health(self) -> Health:
         """How this process does, from any thread."""
-        has_journal = self.config.journal is not None
         return Health(
             loop_age_seconds=time.monotonic() - self._last_poll,
-            has_journal=has_journal,
-            is_journal_behind=has_journal and not self._commits.is_durable,
+            is_journal_behind=self.config.journal is not None and not self._commits.is_durable,
             intervals_closed=self._num_closed,
             closing_seconds=self._closing_seconds,
             exporters=tuple(exporter.health() for exporter in self._exporters),

@@ -34,7 +34,6 @@ class Health(msgspec.Struct, frozen=True):
     loop_age_seconds: float
     """Since its loop last ran."""
 
-    has_journal: bool
     is_journal_behind: bool
     """There is to be a journal, and what was taken is not in it, since it cannot be written."""
 

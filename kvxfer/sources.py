@@ -130,7 +130,7 @@ class KnownSource:
 class Sources:
     """The publishers by the bytes that each of their messages carries; those that are gone make room for others.
 
-    The numbers of as many again are remembered after that: one that comes back goes on from them.
+    The numbers of some are remembered after that (see `forgotten`): one that comes back goes on from them.
     """
 
     def __init__(self, config: CollectorConfig) -> None:

@@ -182,7 +182,7 @@ def test_gauges_that_stats_describe_are_those_of_the_last_interval_too() -> None
 
 
 def test_the_pipeline_tells_of_itself_with_every_cause_at_zero() -> None:
-    health = Health(0.1, True, False, 3, 0.25, (ExporterHealth("LogExporter", 3, 0.5, 1),))
+    health = Health(0.1, False, 3, 0.25, (ExporterHealth("LogExporter", 3, 0.5, 1),))
     found = samples(Exposition().families(of_groups(), health=health))
     of = {(name, *sorted(labels)): held for (name, labels), held in found.items()}
     assert of["kvxfer_collector_reports_received_total",] == 7
