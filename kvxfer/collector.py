@@ -97,7 +97,15 @@ class Collector:
 
     def add_exporter(self, exporter: Exporter) -> None:
         """Give an exporter each interval that closes from now on, as those that it was made with."""
-        self._exporters.append(Exporting(exporter))
+        self._exporters = [*self._exporters, Exporting(exporter)]
+
+    def remove_exporter(self, exporter: Exporter) -> None:
+        """Give an exporter no more intervals; it is closed when it has finished those that it has."""
+        removed = [each for each in self._exporters if each.is_of(exporter)]
+        # A new list, as the loop's thread may be going through the one before.
+        self._exporters = [each for each in self._exporters if each not in removed]
+        for each in removed:
+            each.end()
 
     # --- three ways to run
 

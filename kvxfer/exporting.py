@@ -72,6 +72,10 @@ class Exporting:
         name = type(self._exporter).__name__
         return ExporterHealth(name, self._num_exported, self._seconds, self._waiting.qsize())
 
+    def is_of(self, exporter: Exporter) -> bool:
+        """Whether it hands intervals to this one."""
+        return self._exporter is exporter
+
     def export(self, interval: Interval) -> None:
         """Give it an interval, without waiting."""
         try:

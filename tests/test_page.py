@@ -110,3 +110,12 @@ def test_a_server_that_stops_ends_the_streams(server: WebServer) -> None:
     next(listening)
     server.stop()
     assert all(name in ("interval", "totals") for name, _ in listening)
+
+
+def test_a_server_that_stops_leaves_nothing_at_its_collector(ipc_endpoint: str) -> None:
+    with Collector(CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.05)) as collector:
+        for _ in range(3):
+            with WebServer(collector, "127.0.0.1:0") as server:
+                assert len(collector._exporters) == 1
+                next(events(server))
+        assert collector._exporters == []

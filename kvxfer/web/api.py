@@ -89,6 +89,7 @@ class Api:
     def end(self) -> None:
         """End what goes on."""
         self._events.end()
+        self._collector.remove_exporter(self._recent)
 
     # --- metrics
 
