@@ -69,6 +69,8 @@ def subscribe(peer: socket.socket, topics: int, size: int) -> None:
     """Speak as a SUB that never tires."""
     ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 3) + b"SUB"
     peer.sendall(GREETING + b"\x04" + bytes([len(ready)]) + ready)
+    with peer.makefile("rb") as answer:
+        answer.read(64 + 28)  # greeting and READY: who speaks on before the collector has answered is refused
     rng = random.Random(3)
     for _ in range(topics // 1000):
         frames = (b"\x00" + bytes([size + 1]) + b"\x01" + rng.randbytes(size) for _ in range(1000))
