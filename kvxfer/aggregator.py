@@ -230,13 +230,17 @@ class Aggregator:
             group.open, group.ranks = Sum(), set()
         for known, connector, held in viewed:
             self._add_to(known.totals.setdefault(connector, Sum()), held)
-        add_up(total for known in self._views.known.values() for total in known.totals.values() if total.is_full)
+        self._views.note_full()
         self._growing_bytes = 0
         self._start = now
         if now >= self.due:
             ended = int((now - self.due) / self._config.interval_seconds) + 1
             self.due += ended * self._config.interval_seconds
         return interval
+
+    def step(self) -> bool:
+        """Add up what a few sources have reported since long; whether there are more of them."""
+        return self._views.add_up_some()
 
     def snapshot(self, now: float, *, sources: bool = True) -> Interval:
         """All since the beginning, as one interval; the stats are copies. Classes that only grow are left out.

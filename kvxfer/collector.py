@@ -87,6 +87,7 @@ class Collector:
         self._warned_of_upstream = False
         self._pid = os.getpid()
         self._looping = False
+        self._is_adding = False
         self._finished = threading.Event()
         self._last_poll = time.monotonic()
         self._num_closed, self._closing_seconds = 0, 0.0
@@ -167,9 +168,11 @@ class Collector:
         with self._lock:
             began = time.monotonic()
             intervals = self._aggregator.tick(now)
+            closed = time.monotonic()
+            self._is_adding = self._aggregator.step()
         if intervals:
             self._num_closed += 1
-            self._closing_seconds += time.monotonic() - began
+            self._closing_seconds += closed - began
         for interval in intervals:
             self._commits.close_interval(self._whole(interval), now)
         was_writing = self._commits.is_writing
@@ -183,7 +186,7 @@ class Collector:
         return intervals
 
     def _seconds_left(self) -> float:
-        if self._commits.is_writing:
+        if self._commits.is_writing or self._is_adding:
             return 0.0
         now = self._clock.now()
         return min(self._aggregator.due - now, self._commits.seconds_left(now) or _POLL_SECONDS)

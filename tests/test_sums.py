@@ -11,7 +11,8 @@ from kvxfer.connectors.nixl import NixlConnectorStats
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.packed import MAX_BYTES_AT_ONCE, form_of, open_all
 from kvxfer.packing import pack_exact
-from kvxfer.sums import MAX_WAITING, MAX_WAITING_BYTES, Sum, add_batch
+from kvxfer.sums import MAX_WAITING, MAX_WAITING_BYTES, Sum, add_batch, add_up
+from kvxfer.views import FULL_AT_ONCE
 from kvxfer.wire import Report, Source, encode, encode_payload
 
 
@@ -46,6 +47,23 @@ def test_a_view_that_is_read_late_is_of_its_own_interval() -> None:
         assert interval.sources[0].source.id == "s0"
         assert repr(interval.sources) == "<ClosedViews 1>"
     assert made.snapshot(1.0).sources[0].stats.transfer_duration.count == sum(range(1, 60))
+
+
+@pytest.mark.parametrize(("steps", "most"), [(0, 3), (1, 2), (9, 1)])
+def test_totals_of_many_sources_are_added_up_a_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, steps: int, most: int
+) -> None:
+    added: list[int] = []
+    monkeypatch.setattr("kvxfer.views.add_up", lambda sums: (added.append(len(sums)), add_up(sums)))
+    made, sources = Aggregator(CollectorConfig(), 0.0), 3 * FULL_AT_ONCE
+    for seq in range(2 * MAX_WAITING):
+        made.feed_all([report(seq + 1, number) for number in range(sources)], 1.0)
+        if seq % 4 == 3:  # so few that they wait
+            made.close_interval(1.0)
+            for _ in range(steps):
+                made.step()
+    assert max(added) == most * FULL_AT_ONCE
+    assert [view.stats.transfer_duration.count for view in made.snapshot(1.0).sources] == [6 * MAX_WAITING] * sources
 
 
 def test_few_reports_wait_and_no_large_ones() -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import stat
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,27 @@ def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_
         send_all(push, *sent)
         push.close(5)
         assert receive(pull, len(sent)) == sent
+
+
+def test_what_comes_one_by_one_is_taken_together_and_who_does_not_wait_gets_it_at_once(
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvxfer.transport.collecting._GATHER_SECONDS", 2.0)
+    with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
+        push = PublisherSockets(ipc_endpoint)
+        send_all(push, b"first")
+        assert receive(pull, 1) == [b"first"]  # nothing came before it
+        later = threading.Timer(0.1, send_all, (push, b"third"))
+        send_all(push, b"second")
+        later.start()
+        assert pull.drain(5.0) == [b"second", b"third"]
+        later.join()
+        send_all(push, b"fourth")
+        began = time.monotonic()
+        while not (frames := pull.drain(0.0)):
+            assert time.monotonic() < began + 1
+        assert frames == [b"fourth"]
+        push.close(1)
 
 
 def test_a_send_with_no_collector_is_refused_at_once_and_closing_does_not_hang(ipc_endpoint: str) -> None:

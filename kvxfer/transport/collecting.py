@@ -31,6 +31,10 @@ _RECEIVE_HIGH_WATER_MARK: Final = 128
 _MAX_TOPICS_BYTES: Final = 4 << 20
 # A peer gives us its topics one by one, 5,000 a second; at a larger mark 100,000 at once hold us up for 2 s.
 _TOPICS_HIGH_WATER_MARK: Final = 1
+# Reports that come one by one are taken together, ten times cheaper; nobody sees numbers that are so much older.
+_GATHER_SECONDS: Final = 0.005
+# More than these are worth to be taken at once; and of one publisher no more than its high-water mark wait.
+_ENOUGH: Final = 64
 # What had come before all connections were cut off is taken, up to 1,024 reports; the rest is sent again.
 _DRAINS_AT_ONCE: Final = 4
 
@@ -51,6 +55,7 @@ class CollectorSockets:
         self._bound: list[Path] = []
         self._left: list[bytes] = []
         self._is_away = False
+        self._last_drain = 0.0
         self._lock = _lock_path(Path(endpoint.removeprefix(IPC)), private=private) if endpoint.startswith(IPC) else None
         try:
             self.endpoint = self._open(endpoint)
@@ -136,8 +141,14 @@ class CollectorSockets:
         if self._left:
             frames, self._left = self._left, []
             return frames
-        self._wait(time.monotonic() + seconds)
-        return received(self._pull)
+        deadline = time.monotonic() + seconds
+        self._wait(deadline)
+        frames = received(self._pull)
+        if 0 < len(frames) < _ENOUGH:
+            time.sleep(max(0.0, min(deadline, self._last_drain + _GATHER_SECONDS) - time.monotonic()))
+            frames += received(self._pull)
+        self._last_drain = time.monotonic()
+        return frames
 
     def _wait(self, deadline: float) -> None:
         """Until something has come that is no question of the gate, or time is up."""
