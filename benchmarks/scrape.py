@@ -121,7 +121,7 @@ def _collect(collector: Collector, seconds: float) -> float:
 CASES: dict[str, Callable[[bool], dict[str, float]]] = {name: partial(_run, rate=rate) for name, rate in LOADS.items()}
 ROWS = (
     *(
-        Row(f"{name}, with ten scrapes a second, beside without", f"{name}.taken", f"{name}.alone", 0.98, True)  # noqa: FBT003
+        Row(f"{name}, with ten scrapes a second, beside without", f"{name}.taken", f"{name}.alone", 0.98, True)
         for name in LOADS
     ),
     *(
