@@ -15,8 +15,9 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,6 +82,10 @@ def free_ports() -> int:
             return first
 
 
+class ServingError(Exception):
+    """An answer that is none."""
+
+
 class Engine:
     """One vLLM server; ``kv`` is its KV transfer config, ``environment`` is set on top of what a CPU needs."""
 
@@ -95,7 +100,6 @@ class Engine:
     ) -> None:
         """Begin to start; `wait_until_ready` waits for it."""
         self.port = free_ports()
-        self.url = f"http://127.0.0.1:{self.port}"
         self.log = model / f"engine-{kv['engine_id']}-{self.port}.log"
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
         command += ["--served-model-name", "tiny", "--load-format", "dummy", "--dtype", "float32", "--enforce-eager"]
@@ -128,26 +132,34 @@ class Engine:
         """Wait until it serves; AssertionError, with the end of its log, where it ends or does not."""
         deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/health", timeout=5):
+            with contextlib.suppress(OSError):
+                self.ask("GET", "/health")
                 return
             threading.Event().wait(0.2)
         message = f"the engine did not start:\n{self.log.read_text()[-6000:]}"
         raise AssertionError(message)
 
+    def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+        """What it answers; `ServingError` unless that is a success."""
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        with contextlib.closing(connection):
+            connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            text = answer.read()
+        if answer.status != HTTPStatus.OK:
+            message = f"{answer.status}: {text[:500]!r}"
+            raise ServingError(message)
+        return text
+
     def complete(self, prompt: str, max_tokens: int = 4, **more: Any) -> dict[str, Any]:
         """One request, greedy; the whole answer."""
         body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-        request = urllib.request.Request(
-            self.url + "/v1/completions", json.dumps(body | more).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            found: dict[str, Any] = json.load(answer)
+        found: dict[str, Any] = json.loads(self.ask("POST", "/v1/completions", body | more))
         return found
 
     def metric(self, name: str) -> float:
         """One of vLLM's own metrics, summed over its label sets."""
-        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as answer:
-            lines = answer.read().decode().splitlines()
+        lines = self.ask("GET", "/metrics").decode().splitlines()
         found = [line for line in lines if re.match(re.escape(name) + r"[{ ]", line)]
         assert found, f"vLLM exports no {name}"
         return sum(float(line.rpartition(" ")[2]) for line in found)
