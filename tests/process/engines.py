@@ -21,7 +21,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
-START_SECONDS: Final = 180
+START_SECONDS: Final = 300
 STOP_SECONDS: Final = 30
 BLOCK_TOKENS: Final = 32
 
@@ -47,7 +47,7 @@ CONFIG: Final = {
 
 
 def write_model(directory: Path) -> Path:
-    """A model that vLLM loads without a network: its config, and a tokenizer that knows bytes and two special tokens."""
+    """A model that vLLM loads without a network: its config, and a tokenizer of bytes and two special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers  # noqa: PLC0415 - comes with vLLM
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

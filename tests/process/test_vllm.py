@@ -45,7 +45,7 @@ def offloading(**more: Any) -> dict[str, Any]:
 
 
 def multi(engine_id: str, *children: dict[str, Any]) -> dict[str, Any]:
-    extra = {"connectors": list(children)}
+    extra = {"connectors": [{key: child[key] for key in child if key != "engine_id"} for child in children]}
     return nixl("kv_consumer", engine_id, kv_connector="MultiConnector", kv_connector_extra_config=extra)
 
 
@@ -176,7 +176,8 @@ def wait_for_a_quiet_log(engine: Engine) -> None:
 
 def since(before: Any, after: Any) -> dict[str, Any]:
     """What vLLM's keys are of the rows that were collected between two moments."""
-    rows = {name: getattr(after, name).values[getattr(before, name).count :] for name in OBSERVED}
+    held = after.to_dict()
+    rows = {name: held[name][getattr(before, name).count :] for name in OBSERVED}
     reduced: dict[str, Any] = type(after)(rows).reduce()
     return reduced
 

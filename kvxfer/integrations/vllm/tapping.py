@@ -62,9 +62,8 @@ def labels_of(config: Any, *, is_worker: bool) -> dict[str, str]:  # noqa: ANN40
         "dp_rank": lambda: getattr(parallel, "data_parallel_index", parallel.data_parallel_rank),
     }
     if is_worker:
-        state = importlib.import_module(PARALLEL_STATE)
-        finders["pp_rank"] = lambda: state.get_pp_group().rank_in_group
-        finders["tp_rank"] = lambda: state.get_tp_group().rank_in_group
+        finders["pp_rank"] = lambda: importlib.import_module(PARALLEL_STATE).get_pp_group().rank_in_group
+        finders["tp_rank"] = lambda: importlib.import_module(PARALLEL_STATE).get_tp_group().rank_in_group
     labels = {}
     for name, find in finders.items():
         with contextlib.suppress(Exception):
