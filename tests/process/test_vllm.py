@@ -12,9 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from engines import Engine, ServingError, engines, hand_over, nixl, prefill_of, write_model
 from workers import wait_until
 
+from examples.vllm_disagg.engines import Engine, ServingError, engines, hand_over, nixl, prefill_of, write_model
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 

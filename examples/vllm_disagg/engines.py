@@ -63,10 +63,10 @@ def write_model(directory: Path) -> Path:
     return directory
 
 
-def nixl(role: str, engine_id: str, **more: Any) -> dict[str, Any]:
+def nixl(role: str, engine_id: str, **more: object) -> dict[str, Any]:
     """A KV transfer config of NIXL over the CPU's memory."""
     config = {"kv_connector": "NixlConnector", "kv_role": role, "engine_id": engine_id, "kv_buffer_device": "cpu"}
-    return config | more
+    return {**config, **more}
 
 
 _ports = itertools.count(21_000 + os.getpid() % 900 * 10, 4)
@@ -83,7 +83,7 @@ def free_ports() -> int:
 
 
 class ServingError(Exception):
-    """An answer that is none."""
+    """An engine that does not start, or an answer that is none."""
 
 
 class Engine:
@@ -129,7 +129,7 @@ class Engine:
         }
 
     def wait_until_ready(self) -> None:
-        """Wait until it serves; AssertionError, with the end of its log, where it ends or does not."""
+        """Wait until it serves; `ServingError`, with the end of its log, where it ends or does not."""
         deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ class Engine:
                 return
             threading.Event().wait(0.2)
         message = f"the engine did not start:\n{self.log.read_text()[-6000:]}"
-        raise AssertionError(message)
+        raise ServingError(message)
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """What it answers; `ServingError` unless that is a success."""
@@ -151,7 +151,7 @@ class Engine:
             raise ServingError(message)
         return text
 
-    def complete(self, prompt: str, max_tokens: int = 4, **more: Any) -> dict[str, Any]:
+    def complete(self, prompt: str, max_tokens: int = 4, **more: object) -> dict[str, Any]:
         """One request, greedy; the whole answer."""
         body = {"model": "tiny", "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
         found: dict[str, Any] = json.loads(self.ask("POST", "/v1/completions", body | more))
@@ -161,7 +161,9 @@ class Engine:
         """One of vLLM's own metrics, summed over its label sets."""
         lines = self.ask("GET", "/metrics").decode().splitlines()
         found = [line for line in lines if re.match(re.escape(name) + r"[{ ]", line)]
-        assert found, f"vLLM exports no {name}"
+        if not found:
+            message = f"vLLM exports no {name}"
+            raise ServingError(message)
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
     def lines(self, text: str) -> list[str]:
