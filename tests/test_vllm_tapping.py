@@ -145,6 +145,7 @@ def test_what_has_come_since_the_last_step_is_published_when_it_shuts_down(facto
     connector = made_by(factory, NixlConnector(Stats(3)))
     connector.shutdown()
     assert connector.is_shut_down
+    assert vars(connector).keys() == vars(NixlConnector()).keys(), "nothing keeps it alive"
     assert collector.snapshot().groups[0].stats.transfer_duration.count == 3
 
 

@@ -35,7 +35,8 @@ def tap(connector: Any, config: Any, role: str) -> None:  # noqa: ANN401 - vLLM'
         _tap_stats(child, pusher, of=child_name)
         for child, child_name in zip(children, names_of_children(type(each).__name__ for each in children), strict=True)
     ]
-    _tap_shutdown(connector, pusher, takes or [_tap_stats(connector, pusher)])
+    takes = takes or [_tap_stats(connector, pusher)]
+    _tap_shutdown(connector, pusher, takes, [connector, *children])
     if is_worker:
         pusher.start()
 
@@ -86,8 +87,11 @@ def _tap_stats(connector: Any, pusher: Pusher, of: str | None = None) -> Callabl
     return take_and_push
 
 
-def _tap_shutdown(connector: Any, pusher: Pusher, takes: list[Callable[[], Any]]) -> None:  # noqa: ANN401 - vLLM's own
-    """Send what is left while it shuts down; a process that ends without that sends it in its exit handlers."""
+def _tap_shutdown(connector: Any, pusher: Pusher, takes: list[Callable[[], Any]], tapped: list[Any]) -> None:  # noqa: ANN401 - vLLM's own
+    """Send what is left while it shuts down; a process that ends without that sends it in its exit handlers.
+
+    Then nothing is shadowed any more: methods of an object within itself would keep it, and its KV, until a collection.
+    """
     shut_down = getattr(connector, "shutdown", None)
     if shut_down is None:
         return
@@ -102,6 +106,9 @@ def _tap_shutdown(connector: Any, pusher: Pusher, takes: list[Callable[[], Any]]
             return shut_down(*args, **kwargs)
         finally:
             pusher.close()
+            for each in tapped:
+                vars(each).pop("get_kv_connector_stats", None)
+            vars(connector).pop("shutdown", None)
 
     connector.shutdown = shut_down_and_close
 
