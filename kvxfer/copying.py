@@ -17,7 +17,7 @@ def copy_of(stats: Any, connector: str) -> KVConnectorStats | None:  # noqa: ANN
     else generic, as is such a child of a MultiConnector: who collects has to name it, and until then they are kept.
     Raises whatever a class of somebody else does, TypeError for a payload that msgpack cannot hold.
     """
-    payload = stats if isinstance(stats, Mapping) else _payload_of(stats)
+    payload = stats if isinstance(stats, Mapping) else payload_of(stats)
     copied = decode_payload(msgspec.Raw(bytes(encode_payload(payload))))
     if isinstance(stats, KVConnectorStats) and not KVConnectorFactory.is_registered(connector):
         return type(stats)(data=copied)
@@ -34,7 +34,8 @@ def _built(connector: str, payload: dict[str, Any]) -> KVConnectorStats | None:
     return KVConnectorFactory.get_connector_class_by_name(connector).build_kv_connector_stats(payload)
 
 
-def _payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-style object
+def payload_of(stats: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any vLLM-style object
+    """The payload of an object that has ``to_dict()``, or else ``data``."""
     to_dict = getattr(stats, "to_dict", None)
     payload: Mapping[str, Any] = to_dict() if to_dict is not None else stats.data
     return payload

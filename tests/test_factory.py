@@ -83,6 +83,7 @@ def test_the_connectors_of_kvxfer_are_found_by_name(name: str, class_name: str) 
 def test_no_connector_is_imported_until_its_name_is_asked_for() -> None:
     code = (
         "import kvxfer, sys\n"
+        "for name in kvxfer.__all__: getattr(kvxfer, name)\n"
         "loaded = lambda: sorted(name for name in sys.modules if name.startswith('kvxfer.connectors.'))\n"
         "print(loaded())\n"
         "kvxfer.KVConnectorFactory.get_connector_class_by_name('MooncakeConnector')\n"
