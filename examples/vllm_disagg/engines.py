@@ -21,7 +21,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
-START_SECONDS: Final = 300
+START_SECONDS: Final = 420
 STOP_SECONDS: Final = 30
 BLOCK_TOKENS: Final = 32
 
@@ -157,14 +157,22 @@ class Engine:
         found: dict[str, Any] = json.loads(self.ask("POST", "/v1/completions", body | more))
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """vLLM's own metrics of now by name, each summed over its label sets."""
+        found: dict[str, float] = {}
+        for line in self.ask("GET", "/metrics").decode().splitlines():
+            if not line.startswith("#"):
+                name = re.split("[{ ]", line, maxsplit=1)[0]
+                found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+        return found
+
     def metric(self, name: str) -> float:
-        """One of vLLM's own metrics, summed over its label sets."""
-        lines = self.ask("GET", "/metrics").decode().splitlines()
-        found = [line for line in lines if re.match(re.escape(name) + r"[{ ]", line)]
-        if not found:
+        """One of them; `ServingError` where there is none of this name."""
+        found = self.metrics()
+        if name not in found:
             message = f"vLLM exports no {name}"
             raise ServingError(message)
-        return sum(float(line.rpartition(" ")[2]) for line in found)
+        return found[name]
 
     def lines(self, text: str) -> list[str]:
         """What it logged with this text in it."""
