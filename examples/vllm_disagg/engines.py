@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 START_SECONDS: Final = 420
-STOP_SECONDS: Final = 30
+ANSWER_SECONDS: Final = 300
+STOP_SECONDS: Final = 60
 BLOCK_TOKENS: Final = 32
 
 CONFIG: Final = {
@@ -126,6 +127,7 @@ class Engine:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(self.port + 1),
             "VLLM_LOG_STATS_INTERVAL": "1",
             "OMP_NUM_THREADS": "1",
+            "TORCHDYNAMO_DISABLE": "1",  # the first request would wait for a C++ compiler
         }
 
     def wait_until_ready(self) -> None:
@@ -141,7 +143,7 @@ class Engine:
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """What it answers; `ServingError` unless that is a success."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()

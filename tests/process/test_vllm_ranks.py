@@ -16,7 +16,13 @@ def test_two_ranks_sum_to_what_vllm_counts_and_lose_nothing_when_they_are_stoppe
 ) -> None:
     model = write_model(tmp_path / "model")
     prefill = Engine(model, nixl("kv_producer", "prefill"), {"KVXFER_ENDPOINT": "nonsense"})
-    decode = Engine(model, nixl("kv_consumer", "decode"), {"KVXFER_ENDPOINT": collector.endpoint}, tensor_parallel=2)
+    decode = Engine(
+        model,
+        nixl("kv_consumer", "decode"),
+        {"KVXFER_ENDPOINT": collector.endpoint},
+        tensor_parallel=2,
+        arguments=["--shutdown-timeout", "30"],  # without it vLLM kills its workers at once
+    )
     with engines(prefill, decode):
         hand_over_some(prefill, decode, "two")
         wait_for(lambda: decode.metric("vllm:nixl_bytes_transferred_count") >= 8)
