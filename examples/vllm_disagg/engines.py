@@ -21,8 +21,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Final
 
-START_SECONDS: Final = 300
-STOP_SECONDS: Final = 30
+START_SECONDS: Final = 420
+ANSWER_SECONDS: Final = 300
+STOP_SECONDS: Final = 60
 BLOCK_TOKENS: Final = 32
 
 CONFIG: Final = {
@@ -126,6 +127,7 @@ class Engine:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(self.port + 1),
             "VLLM_LOG_STATS_INTERVAL": "1",
             "OMP_NUM_THREADS": "1",
+            "TORCHDYNAMO_DISABLE": "1",  # the first request would wait for a C++ compiler
         }
 
     def wait_until_ready(self) -> None:
@@ -141,7 +143,7 @@ class Engine:
 
     def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
         """What it answers; `ServingError` unless that is a success."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
             answer = connection.getresponse()
@@ -157,14 +159,22 @@ class Engine:
         found: dict[str, Any] = json.loads(self.ask("POST", "/v1/completions", body | more))
         return found
 
+    def metrics(self) -> dict[str, float]:
+        """vLLM's own metrics of now by name, each summed over its label sets."""
+        found: dict[str, float] = {}
+        for line in self.ask("GET", "/metrics").decode().splitlines():
+            if not line.startswith("#"):
+                name = re.split("[{ ]", line, maxsplit=1)[0]
+                found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+        return found
+
     def metric(self, name: str) -> float:
-        """One of vLLM's own metrics, summed over its label sets."""
-        lines = self.ask("GET", "/metrics").decode().splitlines()
-        found = [line for line in lines if re.match(re.escape(name) + r"[{ ]", line)]
-        if not found:
+        """One of them; `ServingError` where there is none of this name."""
+        found = self.metrics()
+        if name not in found:
             message = f"vLLM exports no {name}"
             raise ServingError(message)
-        return sum(float(line.rpartition(" ")[2]) for line in found)
+        return found[name]
 
     def lines(self, text: str) -> list[str]:
         """What it logged with this text in it."""

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "vllm_disagg" / "disagg.py"
 
 
 def test_disaggregated_serving_is_seen() -> None:
-    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("prefill and decode serve")

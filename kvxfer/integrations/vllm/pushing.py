@@ -2,12 +2,15 @@
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kvxfer.errors import KVXferError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.integrations.vllm import logger
 from kvxfer.publisher import StatsPublisher
+
+FLUSH_SECONDS: Final = 0.1
+"""vLLM kills its workers as soon as its server is told to end, unless it has a ``--shutdown-timeout``."""
 
 
 class Pusher:
@@ -30,7 +33,7 @@ class Pusher:
         if self._publisher is not None or self._has_ended:
             return self._publisher
         try:
-            self._publisher = StatsPublisher(self._connector, labels=self._labels)
+            self._publisher = StatsPublisher(self._connector, labels=self._labels, flush_seconds=FLUSH_SECONDS)
             where = ", ".join(f"{name} {value}" for name, value in self._labels.items())
             logger.info("kvxfer publishes %s of %s to %s", self._connector, where, self._publisher.endpoint)
             if not KVConnectorFactory.is_registered(self._connector):
