@@ -51,10 +51,8 @@ def main() -> None:
     collector.stop()
     ray.shutdown()
     reduced = snapshot.groups[0].stats.reduce()
-    print(
-        f"{reduced['Num successful transfers']} of 64 copies were collected, {reduced['Avg MB per transfer']} MiB each, "
-        f"of {sum(flushed)} workers"
-    )
+    count, size = reduced["Num successful transfers"], reduced["Avg MB per transfer"]
+    print(f"{count} of 64 copies were collected, {size} MiB each, of {sum(flushed)} workers")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class RayCollector:
 
         try:
             return ray.get(getattr(self._actor, method).remote(), timeout=_START_SECONDS)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        except ray.exceptions.RayError as error:
             *_, last = str(error).strip().splitlines()
             message = f"the collector {self.name!r} does not answer: {last}"
             raise KVXferError(message) from error

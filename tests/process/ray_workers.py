@@ -66,6 +66,13 @@ class Worker:
             self._count += 1
             return flush_worker(timeout)
 
+    def leave(self) -> None:
+        record_into(worker_stats(), 1)
+        ray.actor.exit_actor()
+
+    def pid(self) -> int:
+        return os.getpid()
+
     def finish(self) -> int:
         """Stop recording and flush; how much was recorded."""
         self._stopping.set()
@@ -225,6 +232,20 @@ def serve_metrics(directory: str) -> None:
     ray.shutdown()
 
 
+def leave_without_a_collector(_: str) -> None:
+    """Actors that look for a collector which never comes: they record, leave at once, and are shut down at once."""
+    init()
+    leaving, staying = Worker.remote(), Worker.remote()
+    pid = ray.get(leaving.pid.remote())
+    assert not ray.get(staying.flush.remote(1.5))
+    leaving.leave.remote()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    ray.shutdown()
+
+
 def say_what_is_wrong(_: str) -> None:
     """A collector that cannot start says why, and leaves nothing behind; nor does a driver publish as a worker."""
     init()
@@ -234,6 +255,7 @@ def say_what_is_wrong(_: str) -> None:
         (CollectorConfig(), {"file_sd": "targets.json"}, "give http too"),
     ):
         assert said in error_of(lambda config=config, more=more: start_collector(config, **more))
+    assert "does not answer" in error_of(lambda: start_collector(node_id="ab" * 28))
     assert not ray.util.list_named_actors(all_namespaces=True)
     assert "setup_worker" in error_of(worker_stats)
     setup_worker(CONNECTOR)

@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_raylet_start_wait_time_s": "150",  # a busy machine takes more than the 30 s that Ray gives a node
 }
 MARK = "KVXFER_TEST_RUN"
 

@@ -43,3 +43,7 @@ def test_prometheus_is_told_where_the_metrics_are_also_when_they_move(tmp_path: 
 
 def test_a_collector_that_cannot_start_says_why(tmp_path: Path) -> None:
     drive("ray_workers", "say_what_is_wrong", str(tmp_path))
+
+
+def test_a_worker_that_finds_no_collector_ends_all_the_same(tmp_path: Path) -> None:
+    drive("ray_workers", "leave_without_a_collector", str(tmp_path))
