@@ -170,11 +170,14 @@ class CollectorActor:
         if self._server is not None and file_sd is not None:
             tell_prometheus(Path(file_sd), self._server, address, name)
         self._collector.start()
+        self._waiting = self._answers = 0
         if above is not None:
             Following(lambda: _endpoint_of(above), self._collector.move_upstream, self._waiting_for_above).start()
 
     def _waiting_for_above(self) -> int | None:
-        return 0 if self._collector.pipeline().relay_unacknowledged else None
+        before, self._waiting = self._waiting, self._collector.pipeline().relay_unacknowledged
+        self._answers += self._waiting < before
+        return self._answers if self._waiting else None
 
     def place(self) -> Place:
         """Where it is."""
@@ -199,7 +202,6 @@ class _Worker:
     """What this process publishes."""
 
     def __init__(self, connector: str, collector: str, labels: dict[str, str]) -> None:
-        self._collector = collector
         self.publisher = StatsPublisher(connector, NOWHERE, labels)
         Following(lambda: _endpoint_of(collector), self.publisher.move_to, self._progress).start()
 
@@ -219,8 +221,8 @@ def setup_worker(
     """Let this process, a worker of Ray, publish from its first `worker_stats` on; once it does nothing is changed.
 
     By default ``connector`` is ``KVXFER_CONNECTOR`` and ``collector``, the name of one, ``KVXFER_RAY_COLLECTOR`` or
-    "kvxfer"; "{node}" in it is the node's id. The collector may come later and move. Labels are the node's id as
-    ``node``, `rank_labels`, and those given. A worker of Ray that waits for work all its life is no silent rank: it
+    "kvxfer"; "{node}" in it is the node's id. The collector may come later and move. Labels are `rank_labels`,
+    the node's id as ``node``, and those given. A worker of Ray that waits for work all its life is no silent rank: it
     does not publish. Raises nothing, since Ray would start a worker whose hook fails again and again.
     """
     _settings[:] = [(connector, collector, labels)]
@@ -266,7 +268,7 @@ def _begin() -> _Worker:
         raise ConfigError(message)
     name = collector or os.environ.get("KVXFER_RAY_COLLECTOR") or DEFAULT_NAME
     node = context.get_node_id()
-    return _Worker(connector, name.replace("{node}", node), {"node": node, **rank_labels(), **(labels or {})})
+    return _Worker(connector, name.replace("{node}", node), {**rank_labels(), "node": node, **(labels or {})})
 
 
 # --- both

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from workers import CONNECTOR, record_into
+from workers import CONNECTOR, record_into, wait_until
 
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import KVXferError
@@ -184,9 +184,9 @@ def kill_on_both_levels(directory: str) -> None:
         kill(above)
         recorded = sum(ray.get([worker.finish.remote() for worker in workers]))
         assert sum(transfers(collector.snapshot()) for collector in below) == recorded > 0
-        for collector in below:  # each tells what it has left
+        wait_until(lambda: transfers(above.snapshot()) == recorded)
+        for collector in (*below, above):
             collector.stop()
-        assert transfers(above.snapshot()) == recorded
 
 
 def shut_down_after_a_flush(journal: str) -> None:
