@@ -108,6 +108,15 @@ class Collector:
         for each in removed:
             each.end()
 
+    def move_upstream(self, endpoint: str) -> None:
+        """Tell the collector above at another endpoint from now on, for who finds it by its name.
+
+        Where there is one; it is to be the same, or another with its journal. Raises `EndpointError` for none.
+        """
+        check_endpoint(endpoint)
+        if self._upstream is not None:
+            self._upstream.move_to(endpoint)
+
     # --- three ways to run
 
     def run(self) -> None:

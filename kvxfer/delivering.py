@@ -16,16 +16,25 @@ class Delivering:
 
     def __init__(self, endpoint: str, keys: PublisherKeys | None) -> None:
         """Have no socket yet."""
-        self._endpoint = endpoint
+        self._endpoint = self._connects_to = endpoint
         self._keys = keys
         self._sockets: PublisherSockets | None = None
         self._heard: set[str] = set()
         self.num_refused = 0
         """How often ZeroMQ would not take a frame."""
 
+    def move_to(self, endpoint: str) -> None:
+        """Go over to another endpoint with the next exchange; from any thread."""
+        self._endpoint = endpoint
+
     def exchange(self, outboxes: Mapping[str, Outbox], now: float) -> None:
         """Hear what is acknowledged to these, by source id, and hand over what the socket takes now."""
         self.hear(outboxes, now)
+        if self._connects_to != self._endpoint:
+            self._connects_to = self._endpoint
+            self.close(0)
+            for outbox in outboxes.values():
+                outbox.send_again()
         if any(outbox.has_frame for outbox in outboxes.values()):
             sockets = self._connected(outboxes)
             if not all(_send(sockets, outbox, now) for outbox in outboxes.values()):
@@ -46,8 +55,8 @@ class Delivering:
 
     def _connected(self, outboxes: Mapping[str, Outbox]) -> PublisherSockets:
         if self._sockets is None:
-            private = self._endpoint == private_endpoint()
-            self._sockets = PublisherSockets(self._endpoint, self._keys, private=private)
+            private = self._connects_to == private_endpoint()
+            self._sockets = PublisherSockets(self._connects_to, self._keys, private=private)
         for source_id in outboxes.keys() - self._heard:
             self._sockets.listen(topic(source_id))
         self._heard |= outboxes.keys()

@@ -89,6 +89,10 @@ class Draining:
         """How often ZeroMQ would not take a frame."""
         return self._delivering.num_refused
 
+    def move_to(self, endpoint: str) -> None:
+        """Deliver to the collector there from now on; from any thread."""
+        self._delivering.move_to(endpoint)
+
     def share(self, endpoint: str) -> None:
         """Hold everything in shared memory too; raises OSError where there is no place for it.
 

@@ -267,7 +267,7 @@ class Outbox:
         # What an earlier collector acknowledges late was sent to this one again, hence not below 0.
         self._num_sent = max(0, self._num_sent - num_acked)
         if self._collector not in (None, ack.collector):
-            self._send_again()
+            self.send_again()
         if num_acked or self._collector != ack.collector:
             self._patience = RESEND_SECONDS
             self._resend_at = now + self._patience
@@ -277,11 +277,12 @@ class Outbox:
         """Send again what is kept, if no acknowledgement came in time; tell whether it was so."""
         if not self._num_sent or now < self._resend_at:
             return False
-        self._send_again()
+        self.send_again()
         self._patience = min(2 * self._patience, RESEND_MAX_SECONDS)
         return True
 
-    def _send_again(self) -> None:
+    def send_again(self) -> None:
+        """Hold nothing of what is kept for sent: it goes to a collector that may not have it."""
         self.num_resent += self._num_sent
         self._num_sent = 0
         if self._goodbye is _Goodbye.SAID:

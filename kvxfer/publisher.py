@@ -213,6 +213,21 @@ class StatsPublisher:
             return asked.answer.get(timeout=timeout)
         return False
 
+    def move_to(self, endpoint: str) -> None:
+        """Deliver to another endpoint from now on, also what is not acknowledged; source and numbers go on.
+
+        For who finds a collector by its name: it is to be the same one, or another with its journal, which knows what
+        it has of this source. Raises `EndpointError` for an endpoint that is none, `ConfigError` with
+        ``buffer="shared"``, which a collector finds by the endpoint that it was made for.
+        """
+        check_endpoint(endpoint)
+        if self._is_shared:
+            message = "a publisher with buffer='shared' stays at its endpoint: use buffer='process', or make another"
+            raise ConfigError(message)
+        self.endpoint = endpoint
+        self._draining.move_to(endpoint)
+        self._nudge()
+
     def close(self, timeout: float | None = None) -> None:
         """Send what is left and stop, when it is acknowledged or ``timeout`` seconds (by default ``linger``) are over.
 

@@ -62,9 +62,38 @@ def test_worker_pool(runtime: Path) -> None:
     assert line.endswith("Num ranks=2, role=kv_consumer")
 
 
-def test_embedded_collector(runtime: Path) -> None:
-    *lines, last = output("embedded_collector.py", runtime).splitlines()
-    counts = [re.search(r"Num successful transfers=(\d+), Avg xfer time \(ms\)=2.0, ", line) for line in lines]
-    assert len(lines) >= 2
-    assert sum(int(count.group(1)) for count in counts if count) == 20
-    assert last == "served 20 requests beside it"
+def test_embed_in_frontend(runtime: Path) -> None:
+    lines = output("embed_in_frontend.py", runtime).splitlines()
+    ends = [number for number, line in enumerate(lines) if not line.startswith("KV Transfer metrics: ")]
+    assert [lines[number] for number in ends] == [
+        f'{name}: served 20 requests, the last answer was {{"transfers": 20, "ranks": 1}}'
+        for name in ("thread", "loop")
+    ]
+    assert ends[-1] == len(lines) - 1
+    counts = [
+        re.search(r"Num successful transfers=(\d+), Avg xfer time \(ms\)=2.0, .*, Num ranks=1$", line) for line in lines
+    ]
+    assert sum(int(count[1]) for count in counts[: ends[0]] if count) == 20
+    assert sum(int(count[1]) for count in counts[ends[0] :] if count) == 20
+
+
+@pytest.mark.extra
+@pytest.mark.timeout(240)
+def test_ray_pool(runtime: Path) -> None:
+    pytest.importorskip("ray")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "ray_pool.py")],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=200,
+        check=True,
+        # On this host alone, nothing told to anybody, no token of a user's.
+        env={
+            **os.environ,
+            "XDG_STATE_HOME": str(runtime),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        },
+    )
+    assert done.stdout.splitlines()[-1] == "64 of 64 copies were collected, 4.0 MiB each, of 2 workers"

@@ -32,7 +32,7 @@ class Actor:
 
 def init() -> None:
     """Start a small Ray of this driver alone."""
-    ray.init(num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
 
 
 def started(endpoint: str, *endings: str) -> tuple[list[ray.actor.ActorHandle], list[int]]:
