@@ -46,6 +46,7 @@ LAYERS = (
         "relay",
         "aggregator",
         "reporting",
+        "pace",
         "watching",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
@@ -69,6 +70,7 @@ STATE_MACHINES = (
     "interval",
     "saved",
     "reporting",
+    "pace",
     "watching",
 )
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}

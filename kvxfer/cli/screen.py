@@ -5,12 +5,12 @@ from typing import Any, Final
 from kvxfer.cli.keys import HELP, View
 from kvxfer.cli.tables import Cell, Painter, aligned
 from kvxfer.interval import Pipeline
+from kvxfer.pace import SLOW_FACTOR
 from kvxfer.records.columns import COLUMNS, Column, digits, kinds_of, shown
 from kvxfer.records.live import GONE, IDLE, SILENT, SLOW, LiveRow, Now
 from kvxfer.records.times import clock
 from kvxfer.reporting import printable
 from kvxfer.units import mib
-from kvxfer.watching import SLOW_FACTOR
 
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
 _STYLES: Final = {SILENT: "bold red", SLOW: "bold yellow", GONE: "dim", IDLE: "dim"}

@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 
 from kvxfer.distribution import DistributionState
 from kvxfer.interval import Pipeline
+from kvxfer.pace import Pace, pace_of, slow_among
 from kvxfer.records.observed import OWN_LABELS, Observed, Part, durations_of
 from kvxfer.records.report import CONNECTOR, ReportRow, make_row
 from kvxfer.records.totals import Totals
-from kvxfer.watching import MIN_TRANSFERS, SLOW_FACTOR, Pace, outliers
 
 GONE_SECONDS: Final = 60.0
 """How long one that has left is shown."""
@@ -109,22 +109,18 @@ class Live:
 def _slow(observed: Observed) -> Iterable[tuple[str, str]]:
     """Those that are slower than their group by the factor at which the log warns of it too; here at once."""
     names = sorted({name for group in observed.groups for name in group.labels})
-    groups: dict[tuple[str | None, ...], list[tuple[tuple[str, str], Pace]]] = {}
-    for part in observed.sources:
-        pace = _pace(part)
-        if pace is not None:
-            key = (part.connector, *map(part.labels.get, names))
-            groups.setdefault(key, []).append(((part.source, part.connector), pace))
-    for group in groups.values():
-        for number, _ in outliers([pace for _, pace in group], SLOW_FACTOR):
-            yield group[number][0]
+    paced = (
+        ((part.source, part.connector), (part.connector, *map(part.labels.get, names)), _pace(part))
+        for part in observed.sources
+    )
+    return [place for place, _ in slow_among(paced)]
 
 
 def _pace(part: Part) -> Pace | None:
     held = durations_of(part.durations) if isinstance(part.durations, DistributionState) else part.durations
-    if held is None or held.count < MIN_TRANSFERS or not part.num_bytes:
+    if held is None:
         return None
-    return Pace((part.busy_seconds or 0.0) / part.num_bytes, held.quantiles["p90"].high)
+    return pace_of(held.count, part.num_bytes, part.busy_seconds, held.quantiles["p90"].high)
 
 
 def _is_over(known: _Known, now: float) -> bool:
