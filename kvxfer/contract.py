@@ -33,6 +33,13 @@ class KVConnectorStats:
         """Merge the other one in and return the result, which may be this object, changed."""
         raise NotImplementedError
 
+    def follow(self, later: "KVConnectorStats") -> "KVConnectorStats":
+        """As `aggregate`, for what the same sources observed later: a class that knows levels takes theirs."""
+        return self.aggregate(later)
+
+    def sign(self, source: str) -> None:
+        """Say which source observed it, to a class whose levels add up over sources."""
+
     def reduce(self) -> dict[str, Any]:
         """The numbers that an operator reads: ``{key: int or float}``."""
         raise NotImplementedError

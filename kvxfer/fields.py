@@ -83,7 +83,10 @@ class Counter(Field):
 
 
 class Gauge(Field):
-    """A level: ``stats.field.set(value)``; ``merge`` (last, max, min, sum) says how two readings become one."""
+    """A level: ``stats.field.set(value)``.
+
+    Of one source the last one counts; ``merge`` (last, max, min, sum) says how those of several become one.
+    """
 
     kind = "gauge"
 

@@ -15,7 +15,7 @@ from kvxfer.fields import Counter, Field
 from kvxfer.labelled import LabelledState
 from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import MAX_LABEL, CounterState, State, halves_of
+from kvxfer.states import MAX_LABEL, CounterState, GaugeState, State, halves_of
 
 MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
@@ -23,6 +23,8 @@ MAX_CARRIED: Final = 16
 
 EARLY_VALUES: Final = 4 * PIECE_ROWS
 """Values that wait before a publisher folds them between two reports: 0.5 MB, and a full piece of rows of four."""
+
+_LEVELS: Final[tuple[type[Any], ...]] = (GaugeState, LabelledState)
 
 
 class TransferStats(KVConnectorStats):
@@ -252,6 +254,20 @@ class TransferStats(KVConnectorStats):
         with self._lock:
             self._merge(held)
         return self
+
+    def follow(self, later: KVConnectorStats) -> KVConnectorStats:
+        """As `aggregate` what the same sources observed later: of levels theirs are the last."""
+        for name, part in later.data.items() if isinstance(later, TransferStats) else ():
+            mine = self.data.get(name)
+            if isinstance(mine, _LEVELS) and type(mine) is type(part):
+                mine.make_way(part)
+        return self.aggregate(later)
+
+    def sign(self, source: str) -> None:
+        """Say whose levels these are."""
+        for state in self.data.values():
+            if isinstance(state, _LEVELS):
+                state.sign(source)
 
     def _merge(self, parts: Mapping[str, State]) -> None:
         for name, part in parts.items():

@@ -66,6 +66,20 @@ class MultiKVConnectorStats(KVConnectorStats):
         Raises `StatsError`, with nothing merged, where a child of both is of different classes, or both together have
         too many.
         """
+        return self._merge(other, lambda mine, stats: mine.aggregate(stats))
+
+    def follow(self, later: KVConnectorStats) -> "MultiKVConnectorStats":
+        """The same for what the same sources observed later."""
+        return self._merge(later, lambda mine, stats: mine.follow(stats))
+
+    def sign(self, source: str) -> None:
+        """Say to each child who observed it."""
+        for stats in self.data.values():
+            stats.sign(source)
+
+    def _merge(
+        self, other: KVConnectorStats, merge: Callable[[KVConnectorStats, KVConnectorStats], KVConnectorStats]
+    ) -> "MultiKVConnectorStats":
         if not isinstance(other, MultiKVConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
@@ -78,7 +92,7 @@ class MultiKVConnectorStats(KVConnectorStats):
         for child, stats in other.data.items():
             mine = self.data.get(child)
             # A copy, or what is merged into this child later would show in the other object.
-            self.data[child] = stats.copy() if mine is None else mine.aggregate(stats)
+            self.data[child] = stats.copy() if mine is None else merge(mine, stats)
         return self
 
     def drain(self, *, for_report: bool = False) -> "MultiKVConnectorStats":
