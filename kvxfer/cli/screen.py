@@ -56,6 +56,11 @@ def headline(now: Now, age: float) -> str:
     return f"{now.end - now.start:,.3g} s to {clock(now.end)[11:19]}, {age:,.0f} s ago  {states}"
 
 
+def lost(trouble: str) -> str:
+    """That the collector does not answer, and why."""
+    return f"no connection to the collector, trying again: {trouble}"
+
+
 def summary(now: Now) -> str:
     """All groups together."""
     row = now.total
@@ -117,19 +122,22 @@ class Screen:
         """Draw for a file of this name."""
         self._name = printable(name)
 
-    def draw(self, now: Now | None, view: View, age: float, width: int, height: int) -> Any:  # noqa: ANN401 - rich's
-        """One screen."""
+    def draw(self, now: Now | None, view: View, age: float, width: int, height: int, *, trouble: str = "") -> Any:  # noqa: ANN401 - rich's
+        """One screen; ``trouble`` is why nothing new comes."""
         from rich.console import Group  # noqa: PLC0415 - an extra
 
         if now is None:
-            return Group(_line(f"kvxfer top {self._name}", "reverse", width), _line("no interval yet", "", width))
+            body = [_line(lost(trouble), "bold red", width)] if trouble else [_line("no interval yet", "", width)]
+            return Group(_line(f"kvxfer top {self._name}", "reverse", width), *body)
         head = [
             _line(f"{self._name}  {headline(now, age)}", "reverse", width),
             _line(summary(now), "bold", width),
         ]
         if now.total.num_failures:
             head.append(_line(f"failures: {kinds_of(now.total.failures)}", "bold red", width))
-        if age > stale_after(now):
+        if trouble:
+            head.append(_line(lost(trouble), "bold red", width))
+        elif age > stale_after(now):
             head.append(_line("no new interval: the collector has stopped, or hangs", "bold red", width))
         foot = [
             _line(pipeline_text(now.pipeline), "bold red" if _has_losses(now.pipeline) else "", width),

@@ -65,6 +65,13 @@ class Live:
         self._known: dict[tuple[str, str], _Known] = {}
         self._last: Observed | None = None
 
+    def know(self, totals: Observed) -> None:
+        """Know who has reported before the first interval, out of all since the beginning."""
+        for part in totals.sources:
+            if part.state != GONE:
+                known = self._known[part.source, part.connector] = _Known(part.labels, totals.end)
+                known.state = SILENT if part.state == SILENT else IDLE
+
     def take(self, observed: Observed) -> None:
         """Take the next interval."""
         self._last = observed
