@@ -20,6 +20,7 @@ LAYERS = (
         "distribution",
         "bulk",
         "states",
+        "underway",
         "labelled",
         "fields",
         "rows",

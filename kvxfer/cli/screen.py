@@ -36,6 +36,9 @@ _SHORT: Final = {"num_transfers": "xfers", "num_failures": "fail"}
 """Titles without units, which are said once; the others are the first word of theirs."""
 
 _MOST_GROUPS: Final = 6
+_HANGS_SECONDS: Final = 60.0
+"""A transfer that is under way for longer is shown as the alert rule has it."""
+
 _STALE_INTERVALS: Final = 2.5
 """Without a new interval for so many of its length, the collector has stopped."""
 
@@ -69,6 +72,15 @@ def summary(now: Now) -> str:
         f"wall {digits(wall)} MiB/s  busy {digits(busy)} MiB/s  in flight {digits(row.mean_in_flight or 0)}"
         f"  {row.num_transfers or 0:,} transfers"
     )
+
+
+def under_way(now: Now) -> str:
+    """What has begun and not ended, empty where nobody tells."""
+    if now.in_flight is None:
+        return ""
+    whose = f" ({now.oldest})" if now.oldest and now.in_flight.num_transfers else ""
+    oldest = f", the oldest for {digits(now.in_flight.oldest_seconds)} s{whose}" if now.in_flight.num_transfers else ""
+    return f"under way: {now.in_flight.num_transfers:,}{oldest}"
 
 
 def pipeline_text(pipeline: Pipeline) -> str:
@@ -109,6 +121,7 @@ def plain(now: Now, view: View) -> str:
         header = [title, second, *(column.title for column in columns), "failures"]
         tables.append(aligned(header, cells, [0, len(header) - 1], paint) if cells else f"no {title}s")
     head = f"{clock(now.start)} to {clock(now.end)}: {summary(now)}, failures: {kinds_of(now.total.failures)}"
+    head += f", {under_way(now)}" if now.in_flight is not None else ""
     return "\n".join([head, "", *tables[:1], "", *tables[1:], "", pipeline_text(now.pipeline), ""])
 
 
@@ -133,6 +146,9 @@ class Screen:
             _line(f"{self._name}  {headline(now, age)}", "reverse", width),
             _line(summary(now), "bold", width),
         ]
+        if now.in_flight is not None:
+            hangs = now.in_flight.oldest_seconds > _HANGS_SECONDS
+            head.append(_line(under_way(now), "bold red" if hangs else "", width))
         if now.total.num_failures:
             head.append(_line(f"failures: {kinds_of(now.total.failures)}", "bold red", width))
         if trouble:

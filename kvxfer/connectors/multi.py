@@ -15,6 +15,7 @@ from kvxfer.distribution import DistributionState, merged
 from kvxfer.errors import StatsError
 from kvxfer.factory import ConnectorClass, KVConnectorFactory
 from kvxfer.states import halves_of
+from kvxfer.underway import InFlight
 
 MAX_CHILDREN: Final = 6
 """Children of one object, twice what is configured anywhere; each can hold as much as stats of its own, 11 MB."""
@@ -156,6 +157,18 @@ class MultiKVConnectorStats(KVConnectorStats):
             for name, count in stats.failures().items():
                 total[name] = total.get(name, 0) + count
         return total
+
+    def note_levels(self) -> None:
+        """Let every child read its own."""
+        for stats in list(self.data.values()):
+            stats.note_levels()
+
+    def in_flight(self) -> InFlight | None:
+        """Transfers under way in all children that know theirs."""
+        known = [each for each in (stats.in_flight() for stats in self.data.values()) if each is not None]
+        if not known:
+            return None
+        return InFlight(sum(each.num_transfers for each in known), max(each.oldest_seconds for each in known))
 
     def num_rejected(self) -> int:
         """Observations that were refused, over all children."""

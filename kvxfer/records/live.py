@@ -13,6 +13,7 @@ from kvxfer.pace import Pace, pace_of, slow_among
 from kvxfer.records.observed import OWN_LABELS, Observed, Part, durations_of
 from kvxfer.records.report import CONNECTOR, ReportRow, make_row
 from kvxfer.records.totals import Totals
+from kvxfer.underway import InFlight
 
 GONE_SECONDS: Final = 60.0
 """How long one that has left is shown."""
@@ -35,7 +36,10 @@ class LiveRow(NamedTuple):
 
 
 class Now(NamedTuple):
-    """What there is to see: the interval from ``start`` to ``end`` (Unix seconds), all of it, its groups and ranks."""
+    """What there is to see: the interval from ``start`` to ``end`` (Unix seconds), all of it, its groups and ranks.
+
+    ``in_flight``: what is under way, of workers that tell; ``oldest`` is the name of the rank whose is the oldest.
+    """
 
     start: float
     end: float
@@ -43,6 +47,8 @@ class Now(NamedTuple):
     groups: list[LiveRow]
     ranks: list[LiveRow]
     pipeline: Pipeline
+    in_flight: InFlight | None = None
+    oldest: str = ""
 
 
 class _Known:
@@ -110,7 +116,18 @@ class Live:
                 _row(_name(known.labels, place[1]), parts, 1, seconds, known.labels)._replace(state=known.state)
             )
         total = _row("all", last.groups, sum(part.num_ranks for part in last.groups), seconds).row
-        return Now(last.start, last.end, total, groups, ranks, last.pipeline)
+        return Now(last.start, last.end, total, groups, ranks, last.pipeline, *_under_way(last))
+
+
+def _under_way(observed: Observed) -> tuple[InFlight | None, str]:
+    known = [part.in_flight for part in observed.groups if part.in_flight is not None]
+    if not known:
+        return None, ""
+    oldest = max(each.oldest_seconds for each in known)
+    names = (_name(part.labels, part.connector) for part in observed.sources if part.in_flight)
+    ages = (part.in_flight.oldest_seconds for part in observed.sources if part.in_flight)
+    whose = next((name for name, age in zip(names, ages, strict=True) if age >= oldest), "")
+    return InFlight(sum(each.num_transfers for each in known), oldest), whose
 
 
 def _slow(observed: Observed) -> Iterable[tuple[str, str]]:

@@ -126,7 +126,7 @@ def _shown(view: SourceView) -> dict[str, Any] | None:
     """What the page shows of a source; it takes half of the CPU that there is, so that collecting goes on."""
     began = time.monotonic()
     try:
-        durations, moved = view.stats.durations(), view.stats.moved()
+        durations, moved, in_flight = view.stats.durations(), view.stats.moved(), view.stats.in_flight()
         shown = {
             **who(view.source),
             "connector": view.connector,
@@ -134,6 +134,7 @@ def _shown(view: SourceView) -> dict[str, Any] | None:
             "last_seen": view.last_seen,
             "failures": view.stats.failures(),
             "durations": None if durations is None else describe(durations),
+            "in_flight": None if in_flight is None else in_flight._asdict(),
         }
         return shown if moved is None else shown | moved._asdict()
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing

@@ -49,6 +49,14 @@ function nowOf() {
   };
 }
 
+const HANGS_SECONDS = 60; // as the alert rule has it
+
+function underWay(told) {
+  if (!told) return [];
+  const oldest = told.count ? `begun, the oldest ${format.seconds(told.oldest)} ago` : "begun and not ended";
+  return [entry("Under way", format.count(told.count), oldest, told.oldest > HANGS_SECONDS)];
+}
+
 function drawTiles() {
   const last = state.records.at(-1);
   const latest = state.totals.at(-1) || last;
@@ -64,6 +72,7 @@ function drawTiles() {
     entry("Throughput, busy", format.rate(now.busy), "over summed durations: vLLM's figure"),
     entry("Transfers/s", format.count(perSecond)),
     entry("In flight", format.count(now.inFlight), "on average"),
+    ...underWay(point.underWay),
     entry("P50", format.seconds(point.p50), "of the last interval"),
     entry("P99", format.seconds(point.p99), "of the last interval"),
     entry("Failures", format.count(failed), state.totals.length ? "all kinds, in total" : "of the last interval", failed > 0),

@@ -14,6 +14,13 @@ export const groupKey = (group) => JSON.stringify([group.connector, group.labels
 
 const groupsOf = (record, chosen) => record.groups.filter((group) => !chosen || groupKey(group) === chosen);
 
+// What has begun and not ended, of groups whose workers tell of it.
+function underWayOf(groups) {
+  const known = groups.map((group) => group.in_flight).filter((each) => each);
+  if (!known.length) return null;
+  return { count: sum(known.map((each) => each.num_transfers)), oldest: Math.max(...known.map((each) => each.oldest_seconds)) };
+}
+
 // One point of the charts: what all chosen groups did in an interval. Quantiles do not add up: of several groups the
 // largest is shown.
 export function pointOf(record, chosen) {
@@ -40,6 +47,7 @@ export function pointOf(record, chosen) {
     p90: worst("p90"),
     p99: worst("p99"),
     failures,
+    underWay: underWayOf(groups),
     ranks: sum(groups.map((group) => group.num_ranks)),
   };
 }
@@ -99,7 +107,7 @@ export class Ranks {
 
 const idle = (who, connector, state, lastSeen) => ({
   who, connector, state, lastSeen, transfers: null, wall: null, busy: null, p50: null, p99: null,
-  failures: null, isSlow: false,
+  failures: null, oldest: null, isSlow: false,
 });
 
 function rowOf(source, length) {
@@ -113,6 +121,7 @@ function rowOf(source, length) {
     p50: duration && duration.p50,
     p99: duration && duration.p99,
     failures: sum(Object.values(failuresOf(source))),
+    oldest: source.in_flight && source.in_flight.num_transfers ? source.in_flight.oldest_seconds : null,
     isSlow: source.is_slow ?? false,
   };
 }

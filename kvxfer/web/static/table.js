@@ -16,6 +16,7 @@ const COLUMNS = [
   { name: "P50", key: (row) => row.p50, show: format.seconds },
   { name: "P99", key: (row) => row.p99, show: format.seconds },
   { name: "Failures", key: (row) => row.failures, show: format.count },
+  { name: "Oldest under way", key: (row) => row.oldest, show: format.seconds },
   { name: "Heard", key: (row) => row.lastSeen, show: (value, row) => format.ago(row.now - value) },
 ];
 
