@@ -80,6 +80,17 @@ def kvxfer_shared(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
     return figure
 
 
+def kvxfer_under_way(quick: bool) -> float:  # noqa: FBT001 - the harness calls it
+    stats = NixlConnectorStats()
+    begin, end = stats.under_way.begin, stats.under_way.end
+
+    def run() -> None:
+        for _ in range(BATCH):
+            end(begin())
+
+    return _per_call(run, stats.note_levels, _batches(quick=quick))
+
+
 def vllm(quick: bool, make: Callable[[], Any] = VllmStats) -> float:  # noqa: FBT001 - the harness calls it
     stats, results = make(), telemetry(BATCH)
 
@@ -102,6 +113,7 @@ CASES: dict[str, Callable[[bool], float]] = {
     "kvxfer": kvxfer,
     "kvxfer_converting": kvxfer_converting,
     "kvxfer_shared": kvxfer_shared,
+    "kvxfer_under_way": kvxfer_under_way,
     "vllm": vllm,
     "vllm_class": partial(vllm, make=vllm_class),
     "prometheus": lambda quick: _peer(prometheus(multiprocess=False), _rows(), _batches(quick=quick) // 5),
@@ -113,6 +125,7 @@ ROWS = (
     Row("one transfer, 4 values", "kvxfer", "vllm", 0.5),
     Row("beside vLLM's own class", "kvxfer", "vllm_class"),
     Row("into shared memory, beside process memory", "kvxfer_shared", "kvxfer"),
+    Row("begin and end of one that is told of while under way", "kvxfer_under_way", "kvxfer"),
     Row("one transfer, read from NIXL's telemetry on both sides", "kvxfer_converting", "vllm"),
     Row("beside three observe of prometheus_client", "kvxfer", "prometheus", 1 / 15),
     Row("beside the same in multiprocess files", "kvxfer", "prometheus_files"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kvxfer.distribution import DistributionState
+from kvxfer.underway import InFlight
 
 
 class Moved(NamedTuple):
@@ -32,6 +33,13 @@ class KVConnectorStats:
     def aggregate(self, other: "KVConnectorStats") -> "KVConnectorStats":
         """Merge the other one in and return the result, which may be this object, changed."""
         raise NotImplementedError
+
+    def follow(self, later: "KVConnectorStats") -> "KVConnectorStats":
+        """As `aggregate`, for what the same sources observed later: a class that knows levels takes theirs."""
+        return self.aggregate(later)
+
+    def sign(self, source: str) -> None:
+        """Say which source observed it, to a class whose levels add up over sources."""
 
     def reduce(self) -> dict[str, Any]:
         """The numbers that an operator reads: ``{key: int or float}``."""
@@ -105,6 +113,13 @@ class KVConnectorStats:
     def failures(self) -> dict[str, float]:
         """What went wrong, by the name of the counter; those that stand at 0 too."""
         return {}
+
+    def note_levels(self) -> None:
+        """Read what changes while nothing is recorded; called about once a second."""
+
+    def in_flight(self) -> InFlight | None:
+        """Transfers that are under way now, None where the class does not know."""
+        return None
 
     def num_rejected(self) -> int:
         """Observations that were refused: not finite, negative, no number."""

@@ -27,6 +27,10 @@ RETRY_SECONDS: Final = 0.005
 """How often who waits looks for an acknowledgement, which takes a millisecond without a journal."""
 
 
+NOTE_SECONDS: Final = 1.0
+"""How often what changes while nothing is recorded is read: a report a second while transfers are under way."""
+
+
 class Harmless:
     """Telemetry that fails is logged once; the host goes on."""
 
@@ -77,7 +81,7 @@ class Draining:
         self._delivering = delivering
         self._harmless = harmless
         self._clock = SteadyClock()
-        self._flushed_at = time.monotonic()
+        self._flushed_at = self._noted_at = time.monotonic()
         self._is_unsaved = True
 
     @property
@@ -101,13 +105,16 @@ class Draining:
         self.shared = SharedBuffer(endpoint, self._source.id, encode_worker(SavedWorker(self.outbox.save(), {})))
         self.outbox.max_kept_bytes = SLOT_BYTES // 2
 
-    def step(self, *, close: bool) -> bool:
+    def step(self, *, close: bool, note: bool = True) -> bool:
         """Take in what was recorded, hear what is acknowledged, send what the socket takes; whether nothing is left.
 
-        ``close``: also close an open interval that is not due yet.
+        ``close``: also close an open interval that is not due yet. ``note``: also read levels, where that is due; not
+        for who waits until nothing is left, since there would always be a next one.
         """
         is_taken = False
         with self._harmless.guard():
+            if note and time.monotonic() - self._noted_at >= NOTE_SECONDS:
+                self._note()
             due = close or time.monotonic() - self._flushed_at >= self.flush_seconds
             if due or self.shared is not None or self.pushed:
                 self.take_in(close=due)
@@ -122,9 +129,9 @@ class Draining:
     def end(self, end_by: float) -> None:
         """Send what is left, until it is acknowledged or it is ``end_by`` (monotonic), and give everything free."""
         self.stop_recording()
-        self.step(close=True)
+        self.step(close=True, note=False)
         self.outbox.part()
-        while not (self.step(close=True) and self.outbox.has_parted) and time.monotonic() < end_by:
+        while not (self.step(close=True, note=False) and self.outbox.has_parted) and time.monotonic() < end_by:
             time.sleep(RETRY_SECONDS)  # what there was no room for before is taken in the next step
         with self._harmless.guard():
             self._delivering.close(end_by - time.monotonic())
@@ -162,6 +169,11 @@ class Draining:
             floors = self.shared.floors
         self._put(drained, close=close)
         self._save(self.shared, floors)
+
+    def _note(self) -> None:
+        self._noted_at = time.monotonic()
+        if isinstance(self._stats, KVConnectorStats):
+            self._stats.note_levels()
 
     def _drain(self) -> Any:  # noqa: ANN401 - stats, also of a class that only looks like vLLM's
         try:

@@ -9,6 +9,7 @@ from kvxfer.distribution import DistributionState
 from kvxfer.errors import StatsError
 from kvxfer.labelled import LabelledState
 from kvxfer.states import CounterState, GaugeState, State
+from kvxfer.underway import UnderWayState
 
 UNIT_WORDS: Final = {"s": "seconds", "By": "bytes", "1": "ratio", "By/s": "bytes_per_second"}
 """The word of a unit in names; a count in braces (``{page}``) has none."""
@@ -83,7 +84,10 @@ class Counter(Field):
 
 
 class Gauge(Field):
-    """A level: ``stats.field.set(value)``; ``merge`` (last, max, min, sum) says how two readings become one."""
+    """A level: ``stats.field.set(value)``.
+
+    Of one source the last one counts; ``merge`` (last, max, min, sum) says how those of several become one.
+    """
 
     kind = "gauge"
 
@@ -95,3 +99,12 @@ class Gauge(Field):
 
     def _new(self) -> GaugeState:
         return GaugeState(self.merge)
+
+
+class UnderWay(Field):
+    """Transfers that are under way: ``token = stats.field.begin()``, ``stats.field.end(token)``."""
+
+    kind = "under_way"
+
+    def _new(self) -> UnderWayState:
+        return UnderWayState()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from kvxfer.errors import StatsError
-from kvxfer.states import MAX_LABEL, State, halves_of
+from kvxfer.states import MAX_LABEL, GaugeState, State, halves_of
 
 MAX_LABEL_SETS: Final = 100
 """Label sets of one field; what comes beyond is counted under ``other``, so that a label cannot fill the memory."""
@@ -148,6 +148,19 @@ class LabelledState:
         self._refused.extend(other._refused)
         for values, child in list(other.children.items()):
             self.child(values).merge(child)
+
+    def sign(self, source: str) -> None:
+        """Say whose levels these are, where they are some."""
+        for child in self.children.values():
+            if isinstance(child, GaugeState):
+                child.sign(source)
+
+    def make_way(self, later: "LabelledState") -> None:
+        """Forget the levels that the same sources have read later."""
+        for values, child in later.children.items():
+            mine = self.children.get(values)
+            if isinstance(mine, GaugeState) and isinstance(child, GaugeState):
+                mine.make_way(child)
 
     def drain(self) -> "LabelledState":
         """Take what the label sets hold; who kept one of them goes on with it."""

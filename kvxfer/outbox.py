@@ -146,7 +146,7 @@ class Outbox:
         if self._open_bytes + size > MAX_OPEN_BYTES:
             self._cut += num_observations(stats.to_packed())
             return
-        self._open = stats if self._open is None else self._open.aggregate(stats)
+        self._open = stats if self._open is None else self._open.follow(stats)
         self._open_bytes += size
         self._num_open += 1
 

@@ -204,8 +204,9 @@ class StatsPublisher:
         if self._is_closing:
             return self._draining.has_ended and self._draining.outbox.is_idle
         if not self._thread.is_alive():
-            return self._do_alone(lambda: self._draining.step(close=True))
-        return self._answered(_Asked(), max(STEP_SECONDS, deadline - time.monotonic()))
+            return self._do_alone(lambda: self._draining.step(close=True, note=False))
+        waits = time.monotonic() < deadline
+        return self._answered(_Asked(waits=waits), max(STEP_SECONDS, deadline - time.monotonic()))
 
     def _answered(self, asked: "_Asked", timeout: float) -> bool:
         self._asked.put(asked)
@@ -277,7 +278,7 @@ class StatsPublisher:
                 self._draining.fold()
                 reader.answer.put(True)
             waiting = [each for each in asked if each.is_for_all]
-            is_done = self._draining.step(close=bool(waiting))
+            is_done = self._draining.step(close=bool(waiting), note=not any(each.waits for each in waiting))
             for each in waiting:
                 each.answer.put(is_done)
         self._end()
@@ -335,10 +336,11 @@ class StatsPublisher:
 
 
 class _Asked:
-    """What is asked of the thread: to flush all, or only to fold what waits."""
+    """What is asked of the thread: to flush all, or only to fold what waits; ``waits``: until nothing is left."""
 
-    def __init__(self, *, is_for_all: bool = True) -> None:
+    def __init__(self, *, is_for_all: bool = True, waits: bool = False) -> None:
         self.is_for_all = is_for_all
+        self.waits = waits
         self.answer: SimpleQueue[bool] = SimpleQueue()
 
 

@@ -25,7 +25,7 @@ def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
     if isinstance(state, DistributionState):
         quantiles = {name: state.quantile(q) for name, q in QUANTILES.items()}
         return {"count": state.count, "sum": state.sum, "min": state.min, "max": state.max, **quantiles}
-    return state.to_value()
+    return state.value
 
 
 def _joined(labels: tuple[str, ...]) -> str:
@@ -40,5 +40,5 @@ def reduce_field(name: str, state: Any) -> dict[str, Any]:  # noqa: ANN401 - any
     if isinstance(state, DistributionState):
         quantiles = {f"{name}_{q}": state.quantile(value) for q, value in QUANTILES.items()}
         return {f"{name}_count": state.count, f"{name}_mean": state.mean, **quantiles}
-    value = state.to_value()
+    value = state.value
     return {} if value is None else {name: value}

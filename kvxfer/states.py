@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from typing import Any, Final, Protocol, TypeVar
 
@@ -163,18 +163,28 @@ class CounterState:
             self._add(number)
 
 
-_MERGES: Final[dict[str, Callable[[float, float], float]]] = {
-    "last": lambda _, new: new,
+def _sum(readings: Collection[float]) -> float:
+    # In the order of their sizes: floats add up to the same whoever came first.
+    return max(-_LARGEST_FLOAT, min(_LARGEST_FLOAT, sum(sorted(readings))))
+
+
+_MERGES: Final[dict[str, Callable[[Collection[float]], float]]] = {
+    "last": lambda readings: list(readings)[-1],
     "max": max,
     "min": min,
-    "sum": lambda old, new: old + new,
+    "sum": _sum,
 }
 
 
 class GaugeState:
-    """A level that was read; ``merge`` says how two become one: last, max, min or sum."""
+    """A level that was read; ``merge`` says how the levels of several become one: last, max, min or sum.
 
-    __slots__ = ("_choose", "merge_rule", "pending", "rejected", "settle", "value")
+    Of one source the last reading counts: one that is signed (`sign`) takes the place of an earlier one of the same,
+    and what the same sources read later that of all (`make_way`). Law: the value is the same in any order of sources,
+    but for "last".
+    """
+
+    __slots__ = ("_choose", "_readings", "merge_rule", "pending", "rejected", "settle")
 
     def __init__(self, merge_rule: str = "last") -> None:
         """Make a gauge that was not read yet."""
@@ -183,7 +193,8 @@ class GaugeState:
             raise StatsError(message)
         self.merge_rule = merge_rule
         self._choose = _MERGES[merge_rule]
-        self.value: float | None = None
+        # By who read it, the last one last; None of those that nobody has signed.
+        self._readings: dict[str | None, float] = {}
         self.rejected = 0
         # The last value refused waits here, so that the stats see that there is something to fold.
         self.pending: list[float] = []
@@ -203,15 +214,30 @@ class GaugeState:
 
     __hash__ = None  # type: ignore[assignment]
 
+    @property
+    def value(self) -> float | None:
+        """The level, None before the first reading."""
+        return self._choose(self._readings.values()) if self._readings else None
+
     def set(self, value: float) -> None:
         """Note the level as it is now; a value that is not finite is counted in ``rejected``."""
         number = as_number(value)
         # An int beyond all floats is no level of anything.
         if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
-            self.value = number
+            self._readings = {None: number}
         else:
             self.rejected += 1
             self.pending[:] = [value]
+
+    def sign(self, source: str) -> None:
+        """Say whose level it is."""
+        if self._readings and self.merge_rule != "last":
+            self._readings = {source: self._choose(self._readings.values())}
+
+    def make_way(self, later: "GaugeState") -> None:
+        """Forget what was read where the same sources have read it later."""
+        if later._readings:
+            self._readings = {}
 
     def fold(self) -> None:
         """Forget what waits: it is counted already."""
@@ -220,19 +246,21 @@ class GaugeState:
     @property
     def is_empty(self) -> bool:
         """Whether it was not read."""
-        return self.value is None and not self.rejected and not self.pending
+        return not (self._readings or self.rejected or self.pending)
 
     def merge(self, other: "GaugeState") -> None:
-        """Choose between both values by the rule."""
+        """Add the readings of others; of the same, theirs is the last."""
         other.fold()
         self.rejected += other.rejected
-        if other.value is not None:
-            self.value = other.value if self.value is None else self._choose(self.value, other.value)
+        for source, number in other._readings.items():
+            held = self._readings.pop(source, None)
+            is_others = source is None and held is not None
+            self._readings[source] = self._choose((held, number)) if is_others and held is not None else number
 
     def drain(self) -> "GaugeState":
         """Take the value; a gauge has none until it is read again."""
         taken = GaugeState(self.merge_rule)
-        taken.value, self.value = self.value, None
+        taken._readings, self._readings = self._readings, {}
         taken.rejected = self.drain_rejected()
         return taken
 
@@ -249,16 +277,28 @@ class GaugeState:
         rejected, self.rejected = self.rejected, 0
         return rejected
 
-    def to_value(self) -> float | None:
+    def to_value(self) -> float | dict[str | None, float] | None:
+        """The value, None before the first reading; of readings that are signed each by its source."""
+        return self.value if self._readings.keys() <= {None} else dict(self._readings)
+
+    def to_packed(self) -> float | None:
         """The value, None before the first reading."""
         return self.value
 
-    to_packed = to_value
-
     def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
-        """Note a number, or the last one of a list (vLLM's form)."""
+        """Note a number, the last one of a list (vLLM's form), or what `to_value` gives of those that are signed."""
+        if isinstance(payload, dict) and self.merge_rule != "last" and all(isinstance(key, str) for key in payload):
+            for source, reading in payload.items():
+                self._load_signed(source, reading)
+            return
         for number in _numbers(payload)[-1:]:
             self.set(number)
+
+    def _load_signed(self, source: str, reading: object) -> None:
+        made = GaugeState(self.merge_rule)
+        made.load(reading if not isinstance(reading, dict) else None)
+        made.sign(source)
+        self.merge(made)
 
 
 _K = TypeVar("_K")

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Final
 from kvxfer.contract import KVConnectorStats, Moved
 from kvxfer.distribution import DistributionState, merged, pack_all
 from kvxfer.errors import StatsError
-from kvxfer.fields import Counter, Field
+from kvxfer.fields import Counter, Field, UnderWay
 from kvxfer.labelled import LabelledState
 from kvxfer.reading import describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
-from kvxfer.states import MAX_LABEL, CounterState, State, halves_of
+from kvxfer.states import MAX_LABEL, CounterState, GaugeState, State, halves_of
+from kvxfer.underway import InFlight, UnderWayState
 
 MAX_CARRIED: Final = 16
 """Undeclared fields that stats carry on: enough for a newer worker's, few enough for a hostile one's."""
@@ -23,6 +24,9 @@ MAX_CARRIED: Final = 16
 
 EARLY_VALUES: Final = 4 * PIECE_ROWS
 """Values that wait before a publisher folds them between two reports: 0.5 MB, and a full piece of rows of four."""
+
+_LEVELS: Final[tuple[type[Any], ...]] = (GaugeState, LabelledState, UnderWayState)
+_OF_ALL: Final = ("rejected_observations", "under_way")
 
 
 class TransferStats(KVConnectorStats):
@@ -37,6 +41,7 @@ class TransferStats(KVConnectorStats):
     rows: ClassVar[dict[str, Row]] = {}
 
     rejected_observations = Counter("{observation}", "Observations refused: not finite, negative or no number.")
+    under_way = UnderWay("{transfer}", "Transfers that were begun and have not ended, of who tells of them.")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:  # noqa: ANN401 - whatever other bases take
         """Collect the fields and rows of the declaration, those of the bases first."""
@@ -92,7 +97,7 @@ class TransferStats(KVConnectorStats):
 
     def state(self, name: str) -> Any:  # noqa: ANN401 - the declaration says which
         """The state of a field."""
-        declared = self.fields.get(name, TransferStats.rejected_observations)
+        declared: Field = self.fields.get(name) or getattr(TransferStats, name)
         state = declared.new_state()
         if self._make_pending is not None and isinstance(state, CounterState) and name in self.fields:
             state.wait_in(self._make_pending(name, 1))
@@ -107,7 +112,7 @@ class TransferStats(KVConnectorStats):
             state.settle = self.fold
             self._waiting.append(getattr(state, "pending", state))
             # An undeclared field, whose name a peer chose, is no attribute.
-            if name in self.fields or name == "rejected_observations":
+            if name in self.fields or name in _OF_ALL:
                 setattr(self, name, state)
         return state
 
@@ -175,7 +180,7 @@ class TransferStats(KVConnectorStats):
 
     def _new_state(self, name: str, value: object) -> Any:  # noqa: ANN401 - the declaration or the value says which
         """The state of a declared field, or of one that only a newer worker knows and that is carried on."""
-        if name in self.fields or name == "rejected_observations":
+        if name in self.fields or name in _OF_ALL:
             return self.state(name)
         room = isinstance(name, str) and len(name) <= MAX_LABEL and self._num_carried() < MAX_CARRIED
         if room and isinstance(value, bytes | list):
@@ -253,6 +258,20 @@ class TransferStats(KVConnectorStats):
             self._merge(held)
         return self
 
+    def follow(self, later: KVConnectorStats) -> KVConnectorStats:
+        """As `aggregate` what the same sources observed later: of levels theirs are the last."""
+        for name, part in later.data.items() if isinstance(later, TransferStats) else ():
+            mine = self.data.get(name)
+            if isinstance(mine, _LEVELS) and type(mine) is type(part):
+                mine.make_way(part)
+        return self.aggregate(later)
+
+    def sign(self, source: str) -> None:
+        """Say whose levels these are."""
+        for state in self.data.values():
+            if isinstance(state, _LEVELS):
+                state.sign(source)
+
     def _merge(self, parts: Mapping[str, State]) -> None:
         for name, part in parts.items():
             mine = self.data.get(name) or self._new_state(name, part.to_value() if name not in self.fields else None)
@@ -326,6 +345,17 @@ class TransferStats(KVConnectorStats):
         """The counters that are declared as failures."""
         names = [name for name, field in self.fields.items() if isinstance(field, Counter) and field.failure]
         return {name: _counted(getattr(self, name)) for name in names}
+
+    def note_levels(self) -> None:
+        """Read how many transfers are under way."""
+        state = self.data.get("under_way")
+        if state is not None:
+            state.note()
+
+    def in_flight(self) -> InFlight | None:
+        """Transfers under way, as of the last reading of each source; None where none tells of them."""
+        state = self.data.get("under_way")
+        return None if state is None else state.in_flight
 
     def num_rejected(self) -> int:
         """Observations that were refused."""

@@ -53,18 +53,18 @@ class Sum:
         return f"<Sum {self._stats} waiting={len(self._waiting)}>"
 
     def add(self, part: KVConnectorStats | PackedReport) -> None:
-        """Add stats, which stay as they are, or a report, together with others of its batch."""
+        """Add stats, which stay as they are, or a report, together with others of its batch; signed, where they can."""
         if isinstance(part, PackedReport):
             part.batch.runs[self].append(part.row)
         else:
             self._stats = merged(self._stats, part)
 
     def own(self, part: KVConnectorStats | PackedReport) -> None:
-        """As `add`, but stats are its own from here on."""
+        """Add what the same sources reported later, of which the stats are its own from here on."""
         if isinstance(part, PackedReport):
             part.batch.runs[self].append(part.row)
         else:
-            self._stats = part if self._stats is None else self._stats.aggregate(part)
+            self._stats = part if self._stats is None else self._stats.follow(part)
 
     def wait(self, form: Form, payloads: Iterable[Payload], num_bytes: int) -> None:
         """Add payloads later: plausible ones, all of one form."""
@@ -73,9 +73,9 @@ class Sum:
         self._waiting_bytes += num_bytes
 
     def add_parts(self, parts: Parts) -> None:
-        """Add what stays as it is, but not stats that only grow."""
+        """Add what the same sources reported later, and stays as it is, but not stats that only grow."""
         if parts.stats is not None and parts.stats.is_bounded():
-            self.add(parts.stats)
+            self._stats = parts.stats.copy() if self._stats is None else self._stats.follow(parts.stats)
         if parts.form is not None:
             self.wait(parts.form, parts.payloads, parts.num_bytes)
 

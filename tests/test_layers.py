@@ -20,6 +20,7 @@ LAYERS = (
         "distribution",
         "bulk",
         "states",
+        "underway",
         "labelled",
         "fields",
         "rows",
@@ -46,6 +47,7 @@ LAYERS = (
         "relay",
         "aggregator",
         "reporting",
+        "pace",
         "watching",
     ),
     ("transport", "journal", "exits", "area", "shared", "left"),
@@ -69,6 +71,7 @@ STATE_MACHINES = (
     "interval",
     "saved",
     "reporting",
+    "pace",
     "watching",
 )
 IMPURE = {"time", "socket", "threading", "sqlite3", "zmq", "random", "subprocess"}

@@ -3,12 +3,14 @@
 import http.client
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from importlib.resources import files
 from typing import Any
 
 import pytest
+from recorded import run
 
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
@@ -75,6 +77,25 @@ def test_a_page_is_told_each_interval_with_its_sources_and_the_totals_without(se
     assert told["totals"]["groups"][0]["durations"]["count"] == 1
     (source,) = told["interval"]["sources"]
     assert (source["durations"]["count"], source["num_bytes"], source["busy_seconds"]) == (1, 1024, 0.5)
+
+
+def test_a_page_is_told_who_is_slow(ipc_endpoint: str) -> None:
+    (interval,) = run([[[0.001] * 20, [0.001] * 20, [0.001] * 20, [0.01] * 20]])
+    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector, WebServer(collector, "127.0.0.1:0") as server:
+        server._api._recent.export(interval)
+        sources = next(record["sources"] for name, record in events(server) if name == "interval")
+    assert [source["labels"]["rank"] for source in sources if source.get("is_slow")] == ["3"]
+
+
+def test_a_page_that_has_left_is_kept_nothing_for(server: WebServer) -> None:
+    told = server._api._events
+    listening = events(server)
+    while next(listening)[0] != "interval":
+        pass
+    assert told._told[0] is not None
+    listening.close()  # type: ignore[attr-defined]
+    while told._told[0] is not None:  # the test's own time limit ends it
+        time.sleep(0.01)
 
 
 def test_totals_that_were_not_made_anew_are_not_told_again(server: WebServer) -> None:

@@ -11,7 +11,7 @@ from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
 from kvxfer.exporters.warning import WarningExporter
 from kvxfer.interval import Interval
-from kvxfer.watching import SlowWatch, name_of
+from kvxfer.watching import MOST_SENTENCES, Ration, SlowWatch, name_of
 from kvxfer.wire import Goodbye, Report, Source, encode, encode_payload
 
 GROUP_BY = ("engine", "role")
@@ -20,10 +20,10 @@ GROUP_BY = ("engine", "role")
 class Watched:
     """A collector's state machine that closes an interval each 10 s, and what is said of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, gone_seconds: float = 100) -> None:
         self.now = 1000.0
         self._seqs: dict[int, int] = {}
-        self._made = Aggregator(CollectorConfig(silent_seconds=30, gone_seconds=100), self.now)
+        self._made = Aggregator(CollectorConfig(silent_seconds=30, gone_seconds=gone_seconds), self.now)
         self._said: list[str] = []
         self._exporter = WarningExporter(self._said.append)
 
@@ -80,6 +80,60 @@ def test_who_was_silent_and_says_goodbye_has_left() -> None:
     watched.wait(30)
     watched.part(0)
     assert watched.wait(50) == [f"{RANK_0} was silent and has left"]
+
+
+def flapping(watched: Watched, *ranks: int, times: int) -> list[tuple[float, str]]:
+    """What is said while workers fall silent and come back, once a minute."""
+    said = []
+    for _ in range(times):
+        watched.hear(*ranks)
+        said += [(watched.now, sentence) for _ in range(6) for sentence in watched.said()]
+    return said
+
+
+def test_one_that_falls_silent_again_and_again_is_said_twice_in_ten_minutes_and_then_how_often() -> None:
+    watched = Watched()
+    said = flapping(watched, 0, times=60)
+    assert [sentence for _, sentence in said[:4]] == [SILENT, f"{RANK_0} is back: it reports again"] * 2
+    assert said[4][1] == f"{SILENT}; 8 more times since this was last said"
+    assert len(said) <= 6 * 2 * 2
+    told = sum(1 for _, sentence in said if "is silent" in sentence)
+    counted = sum(int(sentence.split("; ")[1].split()[0]) for _, sentence in said if "; " in sentence)
+    assert 60 - 10 <= told + counted <= 60
+
+
+def test_one_that_was_silent_too_often_and_is_well_again_is_said_so() -> None:
+    watched = Watched()
+    flapping(watched, 0, times=5)
+    said = []
+    for _ in range(80):
+        watched.hear(0)
+        said += watched.said()
+    assert said == [f"{RANK_0} reports, and was silent; 3 more times since this was last said"]
+
+
+def test_one_that_is_silent_for_good_is_said_in_the_end_and_what_has_left_is_over() -> None:
+    for ends, last in ((False, SILENT), (True, f"{RANK_0} was silent and has left")):
+        watched = Watched(gone_seconds=1e6)
+        said = [sentence for _, sentence in flapping(watched, 0, times=5)]
+        watched.hear(0)
+        if ends:
+            watched.part(0)
+        assert [*said, *watched.wait(1200)][-1].startswith(last)
+
+
+def test_of_very_many_warnings_the_rest_is_counted() -> None:
+    ration = Ration()
+    said = [ration.take([f"{number}"] * 50, 1000.0 + 300 * number) for number in range(3)]
+    assert said[0] == ["0"] * 50
+    assert said[1] == ["1"] * 10 + ["Too many warnings: for up to 10 minutes they are only counted"]
+    assert said[2] == ["40 more warnings were left out since"] + ["2"] * 50
+
+
+def test_a_fleet_that_flaps_fills_no_log() -> None:
+    watched = Watched()
+    said = [each for ranks in range(30) for each in flapping(watched, *range(ranks * 10, ranks * 10 + 10), times=2)]
+    assert len(said) <= (MOST_SENTENCES + 2) * 7
 
 
 def test_a_crowd_is_counted() -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,11 @@ def test_the_cpu_of_scrapes_is_counted_once(collector: Collector, monkeypatch: p
     assert told["kvxfer_collector_scrape_cpu_seconds_count"] == "1"
 
 
-def test_gauges_that_a_journal_has_folded_are_not_those_of_now(tmp_path: Path, ipc_endpoint: str) -> None:
+def test_gauges_that_a_journal_has_folded_are_not_those_of_now(
+    tmp_path: Path, ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvxfer.web.cached.MIN_SECONDS", 0.1)  # no interval goes by between two that are made
+    monkeypatch.setattr("kvxfer.web.cached.SHARE", 1.0)
     name, journal = "vllm:kv_offload_cpu_cache_usage_perc", str(tmp_path / "j.db")
     payload = {"types": {name: "gauge"}, "data": {name: {(): 0.9}}}
     usage = re.compile(r"^kvxfer_offloading_cpu_cache_usage_ratio.* 0.9$", re.MULTILINE)
@@ -380,6 +385,35 @@ def test_what_costs_much_is_kept_for_long() -> None:
     assert cached.get() == 0.0  # a two-hundredth of a CPU at most
     now[0] = 31.0
     assert cached.get() == 31.0
+
+
+def test_what_is_over_is_let_go() -> None:
+    class Large:
+        pass
+
+    now = [0.0]
+    cached = Cached(Large, lambda: now[0])
+    held = weakref.ref(cached.get())
+    cached.let_go()
+    assert held() is cached.get()
+    now[0] = 1.0
+    cached.let_go()
+    assert held() is None
+    assert isinstance(cached.get(), Large)
+
+
+def test_who_lets_go_does_not_wait_for_what_is_being_made() -> None:
+    cached = Cached(lambda: cached.let_go() or 5)  # type: ignore[func-returns-value]
+    assert cached.get() == 5
+
+
+def test_what_nobody_asks_for_any_more_is_let_go_with_the_next_interval(client: Client) -> None:
+    client.ask("/metrics")
+    client.ask("/api/v1/snapshot")
+    api = client.server._api
+    kept = [api._families, *api._formats.values(), *api._snapshots.values()]
+    assert sum(each._held is not None for each in kept) == 3
+    wait_for(lambda: all(each._held is None for each in kept))
 
 
 def test_what_fails_is_made_again() -> None:

@@ -15,7 +15,7 @@ from kvxfer.exporters.jsonl import JsonlExporter
 from kvxfer.exporters.log import LogExporter
 from kvxfer.exporters.warning import WarningExporter
 from kvxfer.factory import KVConnectorFactory
-from kvxfer.watching import SLOW_FACTOR
+from kvxfer.pace import SLOW_FACTOR
 from kvxfer.web import WebServer, parse_address
 
 if TYPE_CHECKING:

@@ -5,12 +5,12 @@ from typing import Any, Final
 from kvxfer.cli.keys import HELP, View
 from kvxfer.cli.tables import Cell, Painter, aligned
 from kvxfer.interval import Pipeline
+from kvxfer.pace import SLOW_FACTOR
 from kvxfer.records.columns import COLUMNS, Column, digits, kinds_of, shown
 from kvxfer.records.live import GONE, IDLE, SILENT, SLOW, LiveRow, Now
 from kvxfer.records.times import clock
 from kvxfer.reporting import printable
 from kvxfer.units import mib
-from kvxfer.watching import SLOW_FACTOR
 
 _BY_KEY: Final = {column.key: column for column in COLUMNS}
 _STYLES: Final = {SILENT: "bold red", SLOW: "bold yellow", GONE: "dim", IDLE: "dim"}
@@ -36,6 +36,9 @@ _SHORT: Final = {"num_transfers": "xfers", "num_failures": "fail"}
 """Titles without units, which are said once; the others are the first word of theirs."""
 
 _MOST_GROUPS: Final = 6
+_HANGS_SECONDS: Final = 60.0
+"""A transfer that is under way for longer is shown as the alert rule has it."""
+
 _STALE_INTERVALS: Final = 2.5
 """Without a new interval for so many of its length, the collector has stopped."""
 
@@ -56,6 +59,11 @@ def headline(now: Now, age: float) -> str:
     return f"{now.end - now.start:,.3g} s to {clock(now.end)[11:19]}, {age:,.0f} s ago  {states}"
 
 
+def lost(trouble: str) -> str:
+    """That the collector does not answer, and why."""
+    return f"no connection to the collector, trying again: {trouble}"
+
+
 def summary(now: Now) -> str:
     """All groups together."""
     row = now.total
@@ -64,6 +72,15 @@ def summary(now: Now) -> str:
         f"wall {digits(wall)} MiB/s  busy {digits(busy)} MiB/s  in flight {digits(row.mean_in_flight or 0)}"
         f"  {row.num_transfers or 0:,} transfers"
     )
+
+
+def under_way(now: Now) -> str:
+    """What has begun and not ended, empty where nobody tells."""
+    if now.in_flight is None:
+        return ""
+    whose = f" ({now.oldest})" if now.oldest and now.in_flight.num_transfers else ""
+    oldest = f", the oldest for {digits(now.in_flight.oldest_seconds)} s{whose}" if now.in_flight.num_transfers else ""
+    return f"under way: {now.in_flight.num_transfers:,}{oldest}"
 
 
 def pipeline_text(pipeline: Pipeline) -> str:
@@ -104,6 +121,7 @@ def plain(now: Now, view: View) -> str:
         header = [title, second, *(column.title for column in columns), "failures"]
         tables.append(aligned(header, cells, [0, len(header) - 1], paint) if cells else f"no {title}s")
     head = f"{clock(now.start)} to {clock(now.end)}: {summary(now)}, failures: {kinds_of(now.total.failures)}"
+    head += f", {under_way(now)}" if now.in_flight is not None else ""
     return "\n".join([head, "", *tables[:1], "", *tables[1:], "", pipeline_text(now.pipeline), ""])
 
 
@@ -117,19 +135,25 @@ class Screen:
         """Draw for a file of this name."""
         self._name = printable(name)
 
-    def draw(self, now: Now | None, view: View, age: float, width: int, height: int) -> Any:  # noqa: ANN401 - rich's
-        """One screen."""
+    def draw(self, now: Now | None, view: View, age: float, width: int, height: int, *, trouble: str = "") -> Any:  # noqa: ANN401 - rich's
+        """One screen; ``trouble`` is why nothing new comes."""
         from rich.console import Group  # noqa: PLC0415 - an extra
 
         if now is None:
-            return Group(_line(f"kvxfer top {self._name}", "reverse", width), _line("no interval yet", "", width))
+            body = [_line(lost(trouble), "bold red", width)] if trouble else [_line("no interval yet", "", width)]
+            return Group(_line(f"kvxfer top {self._name}", "reverse", width), *body)
         head = [
             _line(f"{self._name}  {headline(now, age)}", "reverse", width),
             _line(summary(now), "bold", width),
         ]
+        if now.in_flight is not None:
+            hangs = now.in_flight.oldest_seconds > _HANGS_SECONDS
+            head.append(_line(under_way(now), "bold red" if hangs else "", width))
         if now.total.num_failures:
             head.append(_line(f"failures: {kinds_of(now.total.failures)}", "bold red", width))
-        if age > stale_after(now):
+        if trouble:
+            head.append(_line(lost(trouble), "bold red", width))
+        elif age > stale_after(now):
             head.append(_line("no new interval: the collector has stopped, or hangs", "bold red", width))
         foot = [
             _line(pipeline_text(now.pipeline), "bold red" if _has_losses(now.pipeline) else "", width),

@@ -10,7 +10,7 @@ import msgspec
 from kvxfer.config import CollectorConfig, default_endpoint, default_journal
 from kvxfer.errors import ConfigError
 from kvxfer.exporters.prometheus import Names
-from kvxfer.watching import SLOW_FACTOR
+from kvxfer.pace import SLOW_FACTOR
 
 _DEFAULTS: Final = CollectorConfig()
 DAY_SECONDS: Final = 86_400.0

@@ -15,6 +15,7 @@ from kvxfer.distribution import DistributionState, merged
 from kvxfer.errors import StatsError
 from kvxfer.factory import ConnectorClass, KVConnectorFactory
 from kvxfer.states import halves_of
+from kvxfer.underway import InFlight
 
 MAX_CHILDREN: Final = 6
 """Children of one object, twice what is configured anywhere; each can hold as much as stats of its own, 11 MB."""
@@ -66,6 +67,20 @@ class MultiKVConnectorStats(KVConnectorStats):
         Raises `StatsError`, with nothing merged, where a child of both is of different classes, or both together have
         too many.
         """
+        return self._merge(other, lambda mine, stats: mine.aggregate(stats))
+
+    def follow(self, later: KVConnectorStats) -> "MultiKVConnectorStats":
+        """The same for what the same sources observed later."""
+        return self._merge(later, lambda mine, stats: mine.follow(stats))
+
+    def sign(self, source: str) -> None:
+        """Say to each child who observed it."""
+        for stats in self.data.values():
+            stats.sign(source)
+
+    def _merge(
+        self, other: KVConnectorStats, merge: Callable[[KVConnectorStats, KVConnectorStats], KVConnectorStats]
+    ) -> "MultiKVConnectorStats":
         if not isinstance(other, MultiKVConnectorStats):
             message = f"cannot merge {type(other).__name__} into {type(self).__name__}"
             raise StatsError(message)
@@ -78,7 +93,7 @@ class MultiKVConnectorStats(KVConnectorStats):
         for child, stats in other.data.items():
             mine = self.data.get(child)
             # A copy, or what is merged into this child later would show in the other object.
-            self.data[child] = stats.copy() if mine is None else mine.aggregate(stats)
+            self.data[child] = stats.copy() if mine is None else merge(mine, stats)
         return self
 
     def drain(self, *, for_report: bool = False) -> "MultiKVConnectorStats":
@@ -142,6 +157,18 @@ class MultiKVConnectorStats(KVConnectorStats):
             for name, count in stats.failures().items():
                 total[name] = total.get(name, 0) + count
         return total
+
+    def note_levels(self) -> None:
+        """Let every child read its own."""
+        for stats in list(self.data.values()):
+            stats.note_levels()
+
+    def in_flight(self) -> InFlight | None:
+        """Transfers under way in all children that know theirs."""
+        known = [each for each in (stats.in_flight() for stats in self.data.values()) if each is not None]
+        if not known:
+            return None
+        return InFlight(sum(each.num_transfers for each in known), max(each.oldest_seconds for each in known))
 
     def num_rejected(self) -> int:
         """Observations that were refused, over all children."""

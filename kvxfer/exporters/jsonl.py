@@ -3,9 +3,9 @@
 A record is ``{"version", "start", "end", "groups", "sources", "pipeline", "silent", "departed"}``: times in Unix
 seconds, groups and sources with ``connector``, ``labels``, ``reduced`` (the keys of the log), ``fields`` (count, sum,
 extremes, quantiles) and, whatever the fields are called, ``failures`` (by counter), ``durations`` (of the transfers, as
-a field, in seconds), ``num_bytes``, ``busy_seconds`` and the rates, unrounded, where the connector knows them; with
-``error`` where its own class failed. ``silent`` lists the sources that were expected to report and did not,
-``departed`` those that left.
+a field, in seconds), ``num_bytes``, ``busy_seconds`` and the rates, unrounded, where the connector knows them, and
+``in_flight`` (``num_transfers``, ``oldest_seconds``) where workers tell of it; with ``error`` where its own class
+failed. ``silent`` lists the sources that were expected to report and did not, ``departed`` those that left.
 """
 
 import errno
@@ -66,9 +66,11 @@ def who(source: Source) -> dict[str, Any]:
 def _numbers(stats: KVConnectorStats, seconds: float) -> dict[str, Any]:
     try:
         found = {"reduced": stats.reduce(), "fields": stats.summary(), "failures": stats.failures()}
-        durations, moved = stats.durations(), stats.moved()
+        durations, moved, in_flight = stats.durations(), stats.moved(), stats.in_flight()
         if durations is not None:
             found["durations"] = describe(durations)
+        if in_flight is not None:
+            found["in_flight"] = in_flight._asdict()
         return found if moved is None else found | moved._asdict() | msgspec.to_builtins(rates(moved, seconds))
     except Exception as error:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return {"reduced": {}, "fields": {}, "error": f"{type(error).__name__}: {error}"}

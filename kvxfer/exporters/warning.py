@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError
 from kvxfer.interval import Interval
-from kvxfer.watching import SLOW_FACTOR, SilentWatch, SlowWatch
+from kvxfer.pace import SLOW_FACTOR
+from kvxfer.watching import Ration, SilentWatch, SlowWatch
 
 logger = logging.getLogger("kvxfer")
 
@@ -33,6 +34,7 @@ class WarningExporter:
             message = f"slow_factor must be above 1, or 0 for no such warning, got {slow_factor}"
             raise ConfigError(message)
         self._log_fn = log_fn
+        self._ration = Ration()
         self._silent = SilentWatch()
         self._slow = SlowWatch(slow_factor, group_by) if slow_factor else None
 
@@ -41,7 +43,7 @@ class WarningExporter:
         sentences = self._silent.take(interval)
         if self._slow is not None:
             sentences += self._slow.take(interval)
-        for sentence in sentences:
+        for sentence in self._ration.take(sentences, interval.end):
             self._log_fn(sentence)
 
     def close(self) -> None:

@@ -9,10 +9,11 @@ from typing import Final, NamedTuple
 
 from kvxfer.distribution import DistributionState
 from kvxfer.interval import Pipeline
+from kvxfer.pace import Pace, pace_of, slow_among
 from kvxfer.records.observed import OWN_LABELS, Observed, Part, durations_of
 from kvxfer.records.report import CONNECTOR, ReportRow, make_row
 from kvxfer.records.totals import Totals
-from kvxfer.watching import MIN_TRANSFERS, SLOW_FACTOR, Pace, outliers
+from kvxfer.underway import InFlight
 
 GONE_SECONDS: Final = 60.0
 """How long one that has left is shown."""
@@ -35,7 +36,10 @@ class LiveRow(NamedTuple):
 
 
 class Now(NamedTuple):
-    """What there is to see: the interval from ``start`` to ``end`` (Unix seconds), all of it, its groups and ranks."""
+    """What there is to see: the interval from ``start`` to ``end`` (Unix seconds), all of it, its groups and ranks.
+
+    ``in_flight``: what is under way, of workers that tell; ``oldest`` is the name of the rank whose is the oldest.
+    """
 
     start: float
     end: float
@@ -43,6 +47,8 @@ class Now(NamedTuple):
     groups: list[LiveRow]
     ranks: list[LiveRow]
     pipeline: Pipeline
+    in_flight: InFlight | None = None
+    oldest: str = ""
 
 
 class _Known:
@@ -64,6 +70,13 @@ class Live:
         """Know of none."""
         self._known: dict[tuple[str, str], _Known] = {}
         self._last: Observed | None = None
+
+    def know(self, totals: Observed) -> None:
+        """Know who has reported before the first interval, out of all since the beginning."""
+        for part in totals.sources:
+            if part.state != GONE:
+                known = self._known[part.source, part.connector] = _Known(part.labels, totals.end)
+                known.state = SILENT if part.state == SILENT else IDLE
 
     def take(self, observed: Observed) -> None:
         """Take the next interval."""
@@ -103,28 +116,35 @@ class Live:
                 _row(_name(known.labels, place[1]), parts, 1, seconds, known.labels)._replace(state=known.state)
             )
         total = _row("all", last.groups, sum(part.num_ranks for part in last.groups), seconds).row
-        return Now(last.start, last.end, total, groups, ranks, last.pipeline)
+        return Now(last.start, last.end, total, groups, ranks, last.pipeline, *_under_way(last))
+
+
+def _under_way(observed: Observed) -> tuple[InFlight | None, str]:
+    known = [part.in_flight for part in observed.groups if part.in_flight is not None]
+    if not known:
+        return None, ""
+    oldest = max(each.oldest_seconds for each in known)
+    names = (_name(part.labels, part.connector) for part in observed.sources if part.in_flight)
+    ages = (part.in_flight.oldest_seconds for part in observed.sources if part.in_flight)
+    whose = next((name for name, age in zip(names, ages, strict=True) if age >= oldest), "")
+    return InFlight(sum(each.num_transfers for each in known), oldest), whose
 
 
 def _slow(observed: Observed) -> Iterable[tuple[str, str]]:
     """Those that are slower than their group by the factor at which the log warns of it too; here at once."""
     names = sorted({name for group in observed.groups for name in group.labels})
-    groups: dict[tuple[str | None, ...], list[tuple[tuple[str, str], Pace]]] = {}
-    for part in observed.sources:
-        pace = _pace(part)
-        if pace is not None:
-            key = (part.connector, *map(part.labels.get, names))
-            groups.setdefault(key, []).append(((part.source, part.connector), pace))
-    for group in groups.values():
-        for number, _ in outliers([pace for _, pace in group], SLOW_FACTOR):
-            yield group[number][0]
+    paced = (
+        ((part.source, part.connector), (part.connector, *map(part.labels.get, names)), _pace(part))
+        for part in observed.sources
+    )
+    return [place for place, _ in slow_among(paced)]
 
 
 def _pace(part: Part) -> Pace | None:
     held = durations_of(part.durations) if isinstance(part.durations, DistributionState) else part.durations
-    if held is None or held.count < MIN_TRANSFERS or not part.num_bytes:
+    if held is None:
         return None
-    return Pace((part.busy_seconds or 0.0) / part.num_bytes, held.quantiles["p90"].high)
+    return pace_of(held.count, part.num_bytes, part.busy_seconds, held.quantiles["p90"].high)
 
 
 def _is_over(known: _Known, now: float) -> bool:

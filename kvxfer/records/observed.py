@@ -15,6 +15,7 @@ from kvxfer.contract import KVConnectorStats
 from kvxfer.distribution import DistributionState
 from kvxfer.interval import Interval, Pipeline
 from kvxfer.reading import QUANTILES
+from kvxfer.underway import InFlight
 from kvxfer.wire import Source
 
 QUANTILE_NAMES: Final = tuple(QUANTILES)
@@ -90,6 +91,7 @@ class Part(NamedTuple):
     durations: DistributionState | Durations | None
     failures: Mapping[str, float]
     state: str = "live"
+    in_flight: InFlight | None = None
 
 
 class Absent(NamedTuple):
@@ -153,7 +155,8 @@ def _part(connector: str, labels: Mapping[str, str], source: str, num_ranks: int
     try:
         moved = stats.moved()
         num_bytes, busy = (None, None) if moved is None else moved
-        return Part(connector, labels, source, num_ranks, num_bytes, busy, stats.durations(), stats.failures())
+        numbers = (num_bytes, busy, stats.durations(), stats.failures())
+        return Part(connector, labels, source, num_ranks, *numbers, in_flight=stats.in_flight())
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing
         return Part(connector, labels, source, num_ranks, None, None, None, {})
 
@@ -185,6 +188,11 @@ class _Who(msgspec.Struct):
         return Absent(self.source, _of_source(self.source, self.host, self.pid, self.labels))
 
 
+class _UnderWay(msgspec.Struct):
+    num_transfers: int
+    oldest_seconds: float
+
+
 class _Numbers(msgspec.Struct, kw_only=True):
     connector: str
     labels: dict[str, str]
@@ -192,11 +200,14 @@ class _Numbers(msgspec.Struct, kw_only=True):
     busy_seconds: int | float | None = None
     durations: _Read | None = None
     failures: dict[str, int | float] = {}
+    in_flight: _UnderWay | None = None
 
     def part(self, labels: Mapping[str, str], source: str, num_ranks: int) -> Part:
         durations = None if self.durations is None else self.durations.durations()
         moved = (self.num_bytes, self.busy_seconds)
-        return Part(self.connector, labels, source, num_ranks, *moved, durations, self.failures)
+        now = self.in_flight
+        in_flight = None if now is None else InFlight(now.num_transfers, now.oldest_seconds)
+        return Part(self.connector, labels, source, num_ranks, *moved, durations, self.failures, in_flight=in_flight)
 
 
 class _Group(_Numbers, kw_only=True):

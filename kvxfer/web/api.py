@@ -63,15 +63,15 @@ class Api:
     def __init__(self, collector: "Collector", options: Options) -> None:
         """Ask nothing yet."""
         self._collector = collector
-        self._recent = Recent(history=collector.config.journal is None)
-        collector.add_exporter(self._recent)
+        self._recent = Recent(history=collector.config.journal is None, then=self._let_go)
         self._exposition = Exposition(options)
         self._families = Cached(self._expose)
         self._formats = {each: Cached(partial(self._write, each)) for each in (TEXT, OPENMETRICS, PROTOBUF)}
         self._snapshots = {sources: Cached(partial(self._snapshot, sources=sources)) for sources in (False, True)}
         self._one_history = threading.Lock()
         self._history_seats = threading.BoundedSemaphore(MAX_HISTORIES)
-        self._events = Events(self._recent, self.snapshot)
+        self._events = Events(self._recent, self.snapshot, collector.config.group_by)
+        collector.add_exporter(self._recent)
 
     @property
     def routes(self) -> Mapping[str, Route]:
@@ -90,6 +90,10 @@ class Api:
         """End what goes on."""
         self._events.end()
         self._collector.remove_exporter(self._recent)
+
+    def _let_go(self) -> None:
+        for cached in (self._families, *self._formats.values(), *self._snapshots.values()):
+            cached.let_go()
 
     # --- metrics
 

@@ -39,6 +39,15 @@ class Cached(Generic[T]):
                 raise RuntimeError
             return self._held
 
+    def let_go(self) -> None:
+        """Keep nothing of what would be made again anyway; to be called now and then."""
+        if self._lock.acquire(blocking=False):  # it is being made otherwise
+            try:
+                if self._now() >= self._until:
+                    self._held = None
+            finally:
+                self._lock.release()
+
     def _remake(self) -> None:
         began = time.thread_time()
         self._held = self._make()

@@ -1,12 +1,13 @@
 """The page: files that are served as they are, nothing from elsewhere, and the events that it listens to.
 
 ``/events`` are server-sent events: ``interval``, the record of each interval when it has closed, with what is shown of
-its sources, and ``totals``, a record of all since the beginning, when there is a new one.
+its sources (``is_slow``: by the rule of `kvxfer.pace`), and ``totals``, a record of all since the beginning, when there
+is a new one.
 """
 
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -16,6 +17,7 @@ import msgspec
 
 from kvxfer.exporters.jsonl import as_record, who
 from kvxfer.interval import Interval, SourceView
+from kvxfer.pace import Pace, pace_of, slow_among
 from kvxfer.reading import describe
 from kvxfer.web.messages import Request, Response, Route, as_json, failure
 from kvxfer.web.recent import Recent
@@ -56,10 +58,11 @@ def _given(answer: Response, request: Request) -> Response:
 class Events:
     """Tells pages what closes, and the totals in between."""
 
-    def __init__(self, recent: Recent, totals: Route) -> None:
-        """Tell nobody yet; ``totals`` gives the record of all since the beginning."""
+    def __init__(self, recent: Recent, totals: Route, group_by: Sequence[str]) -> None:
+        """Tell nobody yet; ``totals`` gives the record of all since the beginning, ``group_by`` what makes a group."""
         self._recent = recent
         self._totals = totals
+        self._group_by = group_by
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._num_listening = 0
@@ -93,21 +96,37 @@ class Events:
         finally:
             with self._lock:
                 self._num_listening -= 1
+                if not self._num_listening:
+                    self._told = (None, b"")
 
     def _record(self, interval: Interval) -> bytes:
         with self._lock:  # made once for all who listen
             if self._told[0] is not interval:
                 bare = msgspec.structs.replace(interval, sources=())
-                sources = [source for view in interval.sources if (source := _paced(view)) is not None]
-                self._told = interval, as_json(as_record(bare) | {"sources": sources}).body
+                self._told = interval, as_json(as_record(bare) | {"sources": self._sources(interval)}).body
             return self._told[1]
 
+    def _sources(self, interval: Interval) -> list[dict[str, Any]]:
+        sources = [source for view in interval.sources if (source := _shown(view)) is not None]
+        paced = ((source, self._group(source), _pace(source)) for source in sources)
+        for source, _ in slow_among(paced):
+            source["is_slow"] = True
+        return sources
 
-def _paced(view: SourceView) -> dict[str, Any] | None:
+    def _group(self, source: Mapping[str, Any]) -> Hashable:
+        return (source["connector"], *map(source["labels"].get, self._group_by))
+
+
+def _pace(source: Mapping[str, Any]) -> Pace | None:
+    durations = source["durations"] or {"count": 0, "p90": 0.0}
+    return pace_of(durations["count"], source.get("num_bytes"), source.get("busy_seconds"), durations["p90"])
+
+
+def _shown(view: SourceView) -> dict[str, Any] | None:
     """What the page shows of a source; it takes half of the CPU that there is, so that collecting goes on."""
     began = time.monotonic()
     try:
-        durations, moved = view.stats.durations(), view.stats.moved()
+        durations, moved, in_flight = view.stats.durations(), view.stats.moved(), view.stats.in_flight()
         shown = {
             **who(view.source),
             "connector": view.connector,
@@ -115,6 +134,7 @@ def _paced(view: SourceView) -> dict[str, Any] | None:
             "last_seen": view.last_seen,
             "failures": view.stats.failures(),
             "durations": None if durations is None else describe(durations),
+            "in_flight": None if in_flight is None else in_flight._asdict(),
         }
         return shown if moved is None else shown | moved._asdict()
     except Exception:  # noqa: BLE001 - a class of somebody else costs the others nothing

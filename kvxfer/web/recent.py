@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from kvxfer.interval import Interval
@@ -20,11 +20,12 @@ class _Kept(NamedTuple):
 class Recent:
     """Keeps the last interval, and with ``history`` those before it, up to `MAX_BYTES`, without their sources."""
 
-    def __init__(self, *, history: bool) -> None:
-        """Keep nothing yet."""
+    def __init__(self, *, history: bool, then: Callable[[], None] = lambda: None) -> None:
+        """Keep nothing yet; ``then`` is called after each interval."""
         self.last: Interval | None = None
         """The interval that closed last."""
         self._keeps = history
+        self._then = then
         self._kept: deque[_Kept] = deque()
         self._num_bytes = 0
         self._lock = threading.Lock()
@@ -36,8 +37,11 @@ class Recent:
     def export(self, interval: Interval) -> None:
         """Keep the interval."""
         self.last = interval
-        if not self._keeps:
-            return
+        if self._keeps:
+            self._keep(interval)
+        self._then()
+
+    def _keep(self, interval: Interval) -> None:
         bare = Interval(interval.start, interval.end, interval.groups, (), interval.pipeline, interval.silent)
         saved = at_once(encoding_interval(bare))
         with self._lock:

@@ -90,7 +90,9 @@ def _decode(config: PairConfig, prefill: Connection, parent: Connection) -> None
 
 def _pull_all(puller: Puller, stats: Any, tally: Tally, prefill: Connection, parent: Connection) -> Recorded:  # noqa: ANN401
     while (offer := prefill.recv()) is not None:
+        token = stats.under_way.begin()
         row = puller.pull(offer.slots)
+        stats.under_way.end(token)
         if row is not None and _arrived(puller, offer):
             stats.record_transfer(*row)
             tally.add(row)

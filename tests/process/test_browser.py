@@ -11,6 +11,8 @@ import pytest
 from scraping import Service
 from workers import record_until_killed
 
+from kvxfer.publisher import StatsPublisher
+
 pytestmark = [pytest.mark.extra, pytest.mark.timeout(240)]
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -103,6 +105,22 @@ def test_numbers_are_live_ranks_sort_and_a_killed_worker_turns_silent(shown: Sho
     page.get_by_role("button", name="State").click()
     assert column(page, 1)[0].startswith("rank 2")
     assert "1 silent" in page.locator("#tiles").inner_text()
+
+
+def test_a_transfer_that_hangs_is_seen_with_its_rank(shown: Shown, ipc_endpoint: str) -> None:
+    page = shown.page
+    with StatsPublisher("NixlConnector", ipc_endpoint, {"rank": "77"}) as publisher:
+        token = publisher.stats.under_way.begin()
+        hangs = "row.innerText.startsWith('rank 77') && row.cells[10].innerText.endsWith(' s')"
+        wait(page, f"[...document.querySelectorAll('#ranks tbody tr')].some((row) => {hangs})")
+        assert "1 now, the oldest for " in page.locator("#tiles").inner_text()
+        publisher.stats.under_way.end(token)
+        wait(page, f"![...document.querySelectorAll('#ranks tbody tr')].some((row) => {hangs})")
+
+
+def test_the_last_numbers_stand_under_the_charts(shown: Shown) -> None:
+    numbers = "[...document.querySelectorAll('.u-value')].map((value) => value.innerText)"
+    wait(shown.page, f"{numbers}.length >= 8 && {numbers}.filter((text) => /^[-\\u2013]+$/.test(text)).length === 0")
 
 
 def test_history_outlives_a_collector_and_the_page_finds_the_next_one(shown: Shown) -> None:

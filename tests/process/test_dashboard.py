@@ -177,7 +177,7 @@ def test_every_variable_of_the_dashboard_has_values(scraped: Scraped) -> None:
 
 
 def test_the_rules_are_rules_and_each_can_be_asked(scraped: Scraped, tmp_path: Path) -> None:
-    assert "SUCCESS: 7 rules found" in promtool(tmp_path, "check", "rules", "kvxfer.yml")
+    assert "SUCCESS: 8 rules found" in promtool(tmp_path, "check", "rules", "kvxfer.yml")
     found = {name: scraped.server.query(expression, scraped.at) for name, expression in expressions(printed("alerts"))}
     firing = {name for name, series in found.items() if series}
     assert firing == {"KVTransfersFail", "KVExpires", "KVNotificationsAfterExpiry"}
@@ -203,12 +203,15 @@ tests:
       - {series: 'kvxfer_source_transfer_seconds_count{engine="e0",rank="0",host="h"}', values: 0+10x20}
       - {series: 'kvxfer_source_transfer_seconds_count{engine="e0",rank="1",host="h"}', values: 0+10x20}
       - {series: 'kvxfer_source_transfer_seconds_count{engine="e0",rank="2",host="h"}', values: 0+10x20}
+      - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e2",role="r"}', values: 0+10x20}
+      - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e3",role="r"}', values: 59x20}
     promql_expr_test:
       - expr: count by (alertname, engine, rank, kind) (ALERTS{alertstate="firing"})
         eval_time: 15m
         exp_samples:
           - {labels: '{alertname="KVTransfersFail", engine="e0", kind="num_failed_recvs"}', value: 1}
           - {labels: '{alertname="KVExpires", engine="e1"}', value: 1}
+          - {labels: '{alertname="KVTransferHangs", engine="e2"}', value: 1}
           - {labels: '{alertname="KVRankSlow", engine="e0", rank="2"}', value: 1}
 """
 

@@ -1,6 +1,8 @@
 """`kvxfer top` in a real terminal: what is on the screen, what keys do, and that the terminal is given back."""
 
+import contextlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,6 +13,11 @@ from pathlib import Path
 
 import pytest
 from recorded import journal, lines, run
+
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.publisher import StatsPublisher
+from kvxfer.web import WebServer
 
 pytestmark = [
     pytest.mark.extra,
@@ -59,7 +66,7 @@ def terminal() -> Iterator[Terminal]:
 
 
 @contextmanager
-def watching(terminal: Terminal, path: Path) -> Iterator[Terminal]:
+def watching(terminal: Terminal, path: Path | str) -> Iterator[Terminal]:
     """The command in the terminal; at the end the shell must have got the terminal back as it was."""
     command = f"{sys.executable} -m kvxfer top {path}; echo ended with $?; stty -a | grep -o '.icanon'; sleep 60"
     terminal.start(command)
@@ -147,3 +154,42 @@ def test_the_terminal_is_given_back_on_sigterm(terminal: Terminal, tmp_path: Pat
         shell = terminal.tmux("display-message", "-p", "#{pane_pid}").strip()
         command = subprocess.run(["ps", "--ppid", shell, "-o", "pid="], check=True, capture_output=True, text=True)
         subprocess.run(["kill", command.stdout.strip()], check=True)
+
+
+def test_a_collector_without_a_journal_is_watched_and_said_to_be_away(terminal: Terminal, ipc_endpoint: str) -> None:
+    config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.5)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(collecting(config, "127.0.0.1:0"))
+        publisher = stack.enter_context(StatsPublisher("NixlConnector", ipc_endpoint, {"rank": "7"}))
+        publisher.stats.record_transfer(0.001, 0.0001, 1024, 1)
+        assert publisher.flush(10.0)
+        with watching(terminal, f"--http {server.port}"):
+            terminal.wait(lambda shown: any(line.startswith("7 ") for line in shown))
+            assert terminal.lines()[0].startswith(f"127.0.0.1:{server.port}")
+            stack.pop_all().close()
+            terminal.wait(lambda shown: "no connection to the collector, trying again: Connection refused" in shown[2])
+            with collecting(config, f"127.0.0.1:{server.port}"):
+                terminal.wait(lambda shown: "no connection" not in shown[2])
+            terminal.press("q")
+
+
+def test_without_a_terminal_it_says_so_beside_the_tables(ipc_endpoint: str) -> None:
+    config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.2)
+    with collecting(config, "127.0.0.1:0") as server:
+        command = [sys.executable, "-m", "kvxfer", "top", server.url]
+        top = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert top.stdout is not None
+        assert top.stderr is not None
+        assert "0 transfers" in top.stdout.readline()
+    assert "no connection to the collector, trying again: " in top.stderr.readline()
+    assert top.poll() is None
+    top.send_signal(signal.SIGTERM)
+    assert top.wait(10) == 0
+    top.stdout.close()
+    top.stderr.close()
+
+
+@contextmanager
+def collecting(config: CollectorConfig, address: str) -> Iterator[WebServer]:
+    with Collector(config) as collector, WebServer(collector, address) as server:
+        yield server

@@ -17,6 +17,7 @@ what                                             how
 throughput over the wall clock, bytes/s          ``rate(kvxfer_moved_bytes_total[1m])``
 throughput over busy time (vLLM's), bytes/s      the same over ``rate(kvxfer_busy_seconds_total[1m])``
 transfers in flight, on average                  ``rate(kvxfer_busy_seconds_total[1m])``
+transfers in flight now, and the oldest of them  ``kvxfer_in_flight``, ``kvxfer_oldest_in_flight_seconds``
 transfers a second                               ``rate(kvxfer_transfers_total[1m])``
 failures, expiry, late notifications a second    ``rate(kvxfer_failures_total{kind="num_failed_transfers"}[1m])``
 P99 of a duration, classic buckets               ``histogram_quantile(0.99, sum by (le)

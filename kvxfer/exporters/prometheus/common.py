@@ -19,6 +19,10 @@ MOVED_BYTES: Final = Family("kvxfer_moved_bytes", Kind.COUNTER, _MOVED, "bytes")
 BUSY_SECONDS: Final = Family("kvxfer_busy_seconds", Kind.COUNTER, "Durations of transfers, summed.", "seconds")
 TRANSFERS: Final = Family("kvxfer_transfers", Kind.COUNTER, _TRANSFERS)
 TRANSFER_SECONDS: Final = Family("kvxfer_transfer_seconds", Kind.HISTOGRAM, _SECONDS, "seconds", BOUNDARIES["seconds"])
+IN_FLIGHT: Final = Family("kvxfer_in_flight", Kind.GAUGE, "Transfers begun and not ended, of workers that tell.")
+OLDEST_IN_FLIGHT: Final = Family(
+    "kvxfer_oldest_in_flight_seconds", Kind.GAUGE, "How long the oldest of them has been under way.", "seconds"
+)
 FAILURES: Final = Family("kvxfer_failures", Kind.COUNTER, "What went wrong, by the name of its counter.")
 SOURCE_MOVED_BYTES: Final = Family("kvxfer_source_moved_bytes", Kind.COUNTER, _MOVED, "bytes")
 SOURCE_TRANSFERS: Final = Family("kvxfer_source_transfers", Kind.COUNTER, _TRANSFERS)
@@ -36,6 +40,14 @@ def add_common(families: Families, measuring: Measuring, stats: KVConnectorStats
         families.add(TRANSFER_SECONDS, labels, Measured(durations.histogram(), durations.sum))
     for name, count in stats.failures().items():
         families.add(FAILURES, measuring.labels({"kind": name}), count)
+
+
+def add_common_levels(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:
+    """Add those that hold for the last interval alone."""
+    in_flight = stats.in_flight()
+    if in_flight is not None:
+        families.add(IN_FLIGHT, measuring.own_labels, in_flight.num_transfers)
+        families.add(OLDEST_IN_FLIGHT, measuring.own_labels, in_flight.oldest_seconds)
 
 
 def add_common_of_source(families: Families, measuring: Measuring, stats: KVConnectorStats) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from kvxfer.connectors.described import DescribedStats
 from kvxfer.contract import KVConnectorStats
 from kvxfer.exporters.prometheus.classic import boundaries_of
-from kvxfer.exporters.prometheus.common import add_common
+from kvxfer.exporters.prometheus.common import add_common, add_common_levels
 from kvxfer.exporters.prometheus.described import add_described
 from kvxfer.exporters.prometheus.families import Families, Family, Kind, Measured, Value
 from kvxfer.exporters.prometheus.measuring import Measuring, Names, parts
@@ -48,6 +48,7 @@ def add_levels(families: Families, unknown: Unknown, measuring: Measuring, group
         if not group.stats.is_bounded():
             add_reduced(unknown, measuring, group.stats)
         for each, stats in parts(measuring, group.stats):
+            add_common_levels(families, each, stats)
             if isinstance(stats, TransferStats):
                 _add_declared(families, each, stats, gauges=True)
             elif isinstance(stats, DescribedStats):

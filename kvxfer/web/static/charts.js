@@ -5,6 +5,9 @@ import * as format from "./format.js";
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // Steps of an axis of bytes are powers of two, or its numbers would read as 1.86 GiB.
 const BYTE_STEPS = Array.from({ length: 51 }, (_, power) => 2 ** power);
+const COUNT_STEPS = [1, 2, 5].flatMap((step) => Array.from({ length: 12 }, (_, power) => step * 10 ** power)).sort((a, b) => a - b);
+const clock = (time, hasSeconds) =>
+  new Date(1000 * time).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", hour12: false, ...(hasSeconds && { second: "2-digit" }) });
 const PALETTE = ["--accent", "--warn", "--bad", "--good", "--dim"];
 
 export class Chart {
@@ -43,8 +46,14 @@ export class Chart {
       this.names = names;
       this.plot = new uPlot(this.options(names), data, this.body);
     }
+    this.showLast();
     const last = names.map((name) => `${name} ${this.show(lines[name].findLast((value) => value !== null))}`);
     this.body.setAttribute("aria-label", `${this.title}, last: ${last.join(", ") || "nothing yet"}`);
+  }
+
+  // Under the chart stand the last numbers, while none is pointed at.
+  showLast() {
+    if (this.plot.cursor.idx == null) this.plot.setLegend({ idx: this.plot.data[0].length - 1 });
   }
 
   options(names) {
@@ -52,7 +61,7 @@ export class Chart {
     return {
       ...this.size(),
       series: [
-        {},
+        { label: "Time", value: (_, time) => (time == null ? "–" : clock(time, true)) },
         ...names.map((name, number) => ({
           label: name,
           stroke: color(PALETTE[number % PALETTE.length]),
@@ -62,9 +71,10 @@ export class Chart {
           value: (_, value) => this.show(value),
         })),
       ],
-      axes: [axis, { ...axis, size: 72, ...(this.steps && { incrs: this.steps }), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.show(tick))) }],
+      axes: [{ ...axis, size: 30, space: 70, values: (_, ticks) => ticks.map((tick) => clock(tick, ticks[1] - ticks[0] < 60)) }, { ...axis, size: 72, ...(this.steps && { incrs: this.steps }), values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : this.show(tick))) }],
       scales: { y: this.log ? { distr: 3 } : { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.05 : 1] } },
       cursor: { drag: { x: true, y: false } },
+      hooks: { setCursor: [(plot) => plot === this.plot && this.showLast()] },
     };
   }
 
@@ -82,7 +92,7 @@ export function make(parent) {
     }),
     latency: new Chart(parent, "Duration", "per interval; of several groups the slowest", format.seconds, { log: true }),
     inFlight: new Chart(parent, "In flight", "mean number of transfers under way", format.count),
-    failures: new Chart(parent, "Failures and expiry", "per interval", format.count),
+    failures: new Chart(parent, "Failures and expiry", "per interval", format.count, { steps: COUNT_STEPS }),
   };
 }
 

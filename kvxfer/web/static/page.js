@@ -49,6 +49,15 @@ function nowOf() {
   };
 }
 
+const HANGS_SECONDS = 60; // as the alert rule has it
+
+// Beside the mean, which counts transfers that have ended: those that have not, where workers tell of them.
+function inFlight(now, told) {
+  if (!told) return entry("In flight", format.count(now), "on average");
+  const oldest = told.count ? `, the oldest for ${format.seconds(told.oldest)}` : "";
+  return entry("In flight", format.count(now), `on average; ${told.count} now${oldest}`, told.oldest > HANGS_SECONDS);
+}
+
 function drawTiles() {
   const last = state.records.at(-1);
   const latest = state.totals.at(-1) || last;
@@ -58,15 +67,15 @@ function drawTiles() {
   const point = last ? pointOf(last, state.chosen) : total;
   const perSecond = now.transfersPerSecond ?? point.transfers / point.seconds;
   const sources = latest.pipeline.sources;
-  const failed = sum(Object.values(state.totals.length ? total.failures : point.failures));
+  const [failed, everFailed] = [point, total].map((each) => sum(Object.values(each.failures)));
   byId("tiles").replaceChildren(
     entry("Throughput, wall", format.rate(now.wall), "what the pool really moves"),
     entry("Throughput, busy", format.rate(now.busy), "over summed durations: vLLM's figure"),
     entry("Transfers/s", format.count(perSecond)),
-    entry("In flight", format.count(now.inFlight), "on average"),
+    inFlight(now.inFlight, point.underWay),
     entry("P50", format.seconds(point.p50), "of the last interval"),
     entry("P99", format.seconds(point.p99), "of the last interval"),
-    entry("Failures", format.count(failed), state.totals.length ? "all kinds, in total" : "of the last interval", failed > 0),
+    entry("Failures", format.count(failed), `of the last interval${state.totals.length ? `; ${format.count(everFailed)} in total` : ""}`, failed > 0),
     entry(
       "Sources",
       `${sources.live ?? 0} live`,

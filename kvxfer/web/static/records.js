@@ -14,6 +14,13 @@ export const groupKey = (group) => JSON.stringify([group.connector, group.labels
 
 const groupsOf = (record, chosen) => record.groups.filter((group) => !chosen || groupKey(group) === chosen);
 
+// What has begun and not ended, of groups whose workers tell of it.
+function underWayOf(groups) {
+  const known = groups.map((group) => group.in_flight).filter((each) => each);
+  if (!known.length) return null;
+  return { count: sum(known.map((each) => each.num_transfers)), oldest: Math.max(...known.map((each) => each.oldest_seconds)) };
+}
+
 // One point of the charts: what all chosen groups did in an interval. Quantiles do not add up: of several groups the
 // largest is shown.
 export function pointOf(record, chosen) {
@@ -40,20 +47,15 @@ export function pointOf(record, chosen) {
     p90: worst("p90"),
     p99: worst("p99"),
     failures,
+    underWay: underWayOf(groups),
     ranks: sum(groups.map((group) => group.num_ranks)),
   };
 }
-
-// As in the log: so many times the median of its group, in P90 and in seconds per byte.
-const SLOW = 3;
-const MIN_TRANSFERS = 20;
-const MIN_RANKS = 3;
 
 // The ranks that a page has heard of: by source and connector, the last that is known of each.
 export class Ranks {
   constructor() {
     this.rows = new Map();
-    this.groupBy = [];
   }
 
   // Who is known without having reported lately, out of a record of all since the beginning.
@@ -67,7 +69,6 @@ export class Ranks {
 
   take(record) {
     const length = Math.max(record.end - record.start, 1e-9);
-    this.groupBy = [...new Set(record.groups.flatMap((group) => Object.keys(group.labels)))];
     for (const row of this.rows.values()) Object.assign(row, idle(row.who, row.connector, row.state, row.lastSeen));
     for (const source of record.sources) {
       this.rows.delete(`${source.source} `);
@@ -75,7 +76,6 @@ export class Ranks {
     }
     this.mark(record.silent, "silent");
     this.mark(record.departed, "gone");
-    this.markSlow();
     for (const [key, row] of this.rows) {
       if (row.state === "gone" && record.end - (row.lastSeen ?? record.end) > 900) this.rows.delete(key);
     }
@@ -94,19 +94,6 @@ export class Ranks {
     }
   }
 
-  markSlow() {
-    const groups = new Map();
-    for (const row of this.rows.values()) {
-      if (row.count < MIN_TRANSFERS || !row.pace) continue;
-      const key = JSON.stringify([row.connector, ...this.groupBy.map((label) => row.who.labels[label])]);
-      groups.set(key, [...(groups.get(key) || []), row]);
-    }
-    for (const rows of groups.values()) {
-      const [p90, pace] = ["p90", "pace"].map((name) => median(rows.map((row) => row[name])));
-      for (const row of rows) row.isSlow = rows.length >= MIN_RANKS && row.p90 >= SLOW * p90 && row.pace >= SLOW * pace;
-    }
-  }
-
   // Those of a group, or all.
   of(chosen) {
     if (!chosen) return [...this.rows.values()];
@@ -118,14 +105,9 @@ export class Ranks {
   }
 }
 
-function median(values) {
-  const ordered = values.toSorted((a, b) => a - b);
-  return ordered[Math.floor((ordered.length - 1) / 2)];
-}
-
 const idle = (who, connector, state, lastSeen) => ({
-  who, connector, state, lastSeen, transfers: null, wall: null, busy: null, p50: null, p90: null, p99: null,
-  failures: null, count: 0, pace: 0, isSlow: false,
+  who, connector, state, lastSeen, transfers: null, wall: null, busy: null, p50: null, p99: null,
+  failures: null, oldest: null, isSlow: false,
 });
 
 function rowOf(source, length) {
@@ -137,10 +119,9 @@ function rowOf(source, length) {
     wall: bytes === undefined ? null : bytes / length,
     busy: busy ? bytes / busy : null,
     p50: duration && duration.p50,
-    p90: duration && duration.p90,
     p99: duration && duration.p99,
     failures: sum(Object.values(failuresOf(source))),
-    count: duration ? duration.count : 0,
-    pace: bytes ? busy / bytes : 0,
+    oldest: source.in_flight && source.in_flight.num_transfers ? source.in_flight.oldest_seconds : null,
+    isSlow: source.is_slow ?? false,
   };
 }

@@ -16,6 +16,7 @@ const COLUMNS = [
   { name: "P50", key: (row) => row.p50, show: format.seconds },
   { name: "P99", key: (row) => row.p99, show: format.seconds },
   { name: "Failures", key: (row) => row.failures, show: format.count },
+  { name: "Oldest", key: (row) => row.oldest, show: format.seconds },
   { name: "Heard", key: (row) => row.lastSeen, show: (value, row) => format.ago(row.now - value) },
 ];
 
@@ -83,7 +84,7 @@ export class Table {
     const counts = rows.map(stateOf).reduce((all, each) => ({ ...all, [each]: (all[each] || 0) + 1 }), {});
     const told = Object.entries(counts).map(([state, number]) => `${number} ${state}`);
     this.note.textContent =
-      `${told.join(", ") || "none yet"}. Slow: three times the median of its group, in P90 and in seconds per byte.` +
+      `${told.join(", ") || "none yet"}. Slow: three times the median of its group, in P90 and in seconds per byte. Oldest: how long a transfer has been under way.` +
       (rows.length > MOST ? ` The first ${MOST} of ${rows.length} are shown.` : "");
   }
 }

@@ -1,0 +1,156 @@
+"""Transfers that were begun and have not ended: how many, and for how long the oldest. State, merging and a clock.
+
+What is recorded is told when a transfer ends, so one that hangs is told nowhere; this tells of it, of who wants to.
+"""
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+from kvxfer.errors import StatsError
+from kvxfer.states import GaugeState
+
+MAX_TRACKED: Final = 65_536
+"""Transfers at once, 7 MB: those of a host that begins and never ends are that many, and no more."""
+
+
+class InFlight(NamedTuple):
+    """Transfers that are under way now, and how long the oldest of them has been."""
+
+    num_transfers: int
+    oldest_seconds: float
+
+
+class UnderWayState:
+    """``token = under_way.begin()``, and ``under_way.end(token)`` when the transfer is done or has failed.
+
+    Both are safe from any thread, never block and never raise; a token that ended already, or never was, is none.
+    ``note`` reads off how it stands. As with a gauge the last reading of each source counts; over sources numbers add
+    up, and the oldest is the oldest of all.
+    """
+
+    __slots__ = ("_began", "_is_over", "_now", "_num", "_oldest", "begin", "end", "pending", "settle")
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        """Have begun nothing; ``now`` is in seconds."""
+        self._now = now
+        self._began: dict[int, float] = {}
+        self.begin, self.end = self._made()
+        self._is_over = True  # whether it was said that nothing is under way
+        self._num, self._oldest = GaugeState("sum"), GaugeState("max")
+        self.pending: tuple[()] = ()
+        self.settle: Callable[[], None] = self.fold
+
+    def __repr__(self) -> str:
+        """Give what was read, and what is under way."""
+        return f"<UnderWayState {self.value} begun={len(self._began)}>"
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether both have read the same."""
+        return self.value == other.value if isinstance(other, UnderWayState) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _made(self) -> tuple[Callable[[], int], Callable[[int], None]]:
+        # What they use is held by them alone: half of the time that looking it up here would take.
+        began, next_token, now, most = self._began, count().__next__, self._now, MAX_TRACKED
+
+        def begin() -> int:
+            token = next_token()
+            if len(began) < most:
+                began[token] = now()
+            return token
+
+        def end(token: int) -> None:
+            try:  # noqa: SIM105 - a `suppress` takes as long as all the rest
+                began.pop(token, None)
+            except TypeError:  # what has no hash is no token
+                pass
+
+        return begin, end
+
+    def note(self) -> None:
+        """Read how it stands; once more when nothing is under way any more, then no more."""
+        began = list(self._began.values())  # in one call, and in their order
+        if began or not self._is_over:
+            self._is_over = not began
+            self._num.set(len(began))
+            self._oldest.set(max(0.0, self._now() - began[0]) if began else 0.0)
+
+    @property
+    def in_flight(self) -> InFlight | None:
+        """What was read, None where nothing was."""
+        num, oldest = self._num.value, self._oldest.value
+        return None if num is None or oldest is None else InFlight(int(num), float(oldest))
+
+    @property
+    def value(self) -> list[float] | None:
+        """The same, as plain data."""
+        read = self.in_flight
+        return None if read is None else list(read)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was read."""
+        return self._num.is_empty
+
+    def fold(self) -> None:
+        """Do nothing: nothing waits."""
+
+    def merge(self, other: "UnderWayState") -> None:
+        """Add what others have read."""
+        self._num.merge(other._num)
+        self._oldest.merge(other._oldest)
+
+    def sign(self, source: str) -> None:
+        """Say who has read it."""
+        self._num.sign(source)
+        self._oldest.sign(source)
+
+    def make_way(self, later: "UnderWayState") -> None:
+        """Forget what the same sources have read later."""
+        self._num.make_way(later._num)
+        self._oldest.make_way(later._oldest)
+
+    def drain(self) -> "UnderWayState":
+        """Take what was read; what is under way goes on."""
+        taken = UnderWayState(self._now)
+        taken._num, taken._oldest = self._num.drain(), self._oldest.drain()
+        return taken
+
+    def drain_rejected(self) -> int:
+        """0: what is read is a count and a time."""
+        return self._num.drain_rejected() + self._oldest.drain_rejected()
+
+    def forget_pending(self) -> None:
+        """In a forked child: what is under way is the parent's."""
+        self._began.clear()
+        self._is_over = True
+
+    def stop(self) -> None:
+        """Read nothing from now on."""
+        self.forget_pending()
+
+    def to_value(self) -> list[Any]:
+        """Number and age of the oldest, each by its source where they are signed."""
+        return [self._num.to_value(), self._oldest.to_value()]
+
+    def to_packed(self) -> list[Any]:
+        """Number, and age of the oldest in seconds."""
+        return [self._num.to_packed(), self._oldest.to_packed()]
+
+    def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
+        """Add a payload of either form."""
+        if not isinstance(payload, list | tuple) or len(payload) != 2:  # noqa: PLR2004 - number and age
+            message = f"expected number and age of transfers under way, got {type(payload).__name__}"
+            raise StatsError(message)
+        num, oldest = GaugeState("sum"), GaugeState("max")
+        num.load(payload[0])
+        oldest.load(payload[1])
+        readings = [num.value, oldest.value]
+        if any(reading is None or reading < 0 for reading in readings) or num.rejected or oldest.rejected:
+            message = f"expected number and age of transfers under way, got {readings}"
+            raise StatsError(message)
+        self._num.merge(num)
+        self._oldest.merge(oldest)

@@ -1,0 +1,250 @@
+"""Transfers that are under way: what hangs is told while it hangs, and telling harms nobody."""
+
+import os
+import pickle
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvxfer.aggregator import Aggregator
+from kvxfer.collector import Collector
+from kvxfer.config import CollectorConfig
+from kvxfer.connectors.nixl import NixlConnectorStats
+from kvxfer.errors import StatsError
+from kvxfer.exporters.jsonl import as_record
+from kvxfer.exporters.prometheus import TEXT, Exposition
+from kvxfer.interval import Interval
+from kvxfer.publisher import StatsPublisher
+from kvxfer.records.live import Live
+from kvxfer.records.observed import Line, of_interval
+from kvxfer.underway import MAX_TRACKED, InFlight, UnderWayState
+from kvxfer.wire import Report, Source, encode, encode_payload, plain
+
+PATIENCE = 20.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def noted(state: UnderWayState) -> InFlight | None:
+    state.note()
+    return state.drain().in_flight
+
+
+def test_what_has_begun_is_told_until_it_ends_and_once_more() -> None:
+    clock = Clock()
+    state = UnderWayState(clock)
+    assert noted(state) is None
+    first = state.begin()
+    clock.now += 5
+    second = state.begin()
+    clock.now += 2
+    assert noted(state) == InFlight(2, 7.0)
+    state.end(first)
+    assert noted(state) == InFlight(1, 2.0)
+    state.end(second)
+    assert noted(state) == InFlight(0, 0.0)
+    assert noted(state) is None
+
+
+@pytest.mark.parametrize("token", [None, 99, "x", [], {}, -1, float("nan")])
+def test_an_end_that_was_no_begin_is_none(token: Any) -> None:
+    state = UnderWayState(Clock())
+    state.begin()
+    state.end(token)
+    assert noted(state) == InFlight(1, 0.0)
+
+
+def test_who_begins_and_never_ends_is_bounded_and_hangs() -> None:
+    clock = Clock()
+    state = UnderWayState(clock)
+    tokens = [state.begin() for _ in range(MAX_TRACKED + 100)]
+    clock.now += 1
+    assert noted(state) == InFlight(MAX_TRACKED, 1.0)
+    for token in tokens:
+        state.end(token)
+    assert noted(state) == InFlight(0, 0.0)
+
+
+def test_threads_may_begin_end_and_read_at_once() -> None:
+    stats = NixlConnectorStats()
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.is_set():
+            stats.under_way.end(stats.under_way.begin())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(300):
+        stats.note_levels()
+        told = stats.drain().in_flight()
+        assert told is None or 0 <= told.num_transfers <= 4
+    ended.set()
+    for thread in threads:
+        thread.join()
+    stats.note_levels()
+    assert stats.drain().in_flight() in (None, InFlight(0, 0.0))
+
+
+def test_stats_that_nobody_tracks_hold_nothing_of_it() -> None:
+    stats = NixlConnectorStats()
+    stats.record_transfer(0.5, 0.1, 1024, 2)
+    stats.note_levels()
+    assert stats.in_flight() is None
+    assert "under_way" not in stats.to_packed()
+
+
+def test_a_begin_alone_is_nothing_to_report_and_a_reading_outlives_a_pickle() -> None:
+    stats = NixlConnectorStats()
+    stats.under_way.begin()
+    assert stats.is_empty()
+    stats.note_levels()
+    assert not stats.is_empty()
+    copied = pickle.loads(pickle.dumps(stats))  # noqa: S301 - our own
+    assert copied.in_flight() == stats.in_flight()
+    assert NixlConnectorStats(stats.to_packed()) == stats
+
+
+@pytest.mark.parametrize("odd", [1, [1], [1, 2, 3], ["1", 2], [-1, 2], [1, -2], [1, float("nan")], [None, None], {}])
+def test_a_payload_that_is_none_is_an_error(odd: Any) -> None:
+    with pytest.raises(StatsError):
+        NixlConnectorStats({"under_way": odd})
+
+
+# --- over sources
+
+
+def frame(number: int, seq: int, num: int, oldest: float) -> bytes:
+    by = encode(Source(f"s{number}", "host", number, 0.0, {"rank": str(number)}))
+    return encode(Report(1, by, "NixlConnector", seq, 0.0, 1.0, encode_payload({"under_way": [num, oldest]})))
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=1, max_size=6), st.randoms())
+def test_over_sources_numbers_add_up_and_the_oldest_is_the_oldest_of_all(told: list[tuple[int, int]], rng: Any) -> None:
+    made = Aggregator(CollectorConfig(), 0.0)
+    frames = [(number, seq) for number in range(len(told)) for seq in (1, 2)]
+    rng.shuffle(frames)
+    frames.sort(key=lambda each: each[1])
+    for number, seq in frames:
+        made.feed(frame(number, seq, *(told[number] if seq == 2 else (1000, 1000.0))), 1.0)
+    (group,) = made.close_interval(10.0).groups
+    assert group.stats.in_flight() == InFlight(sum(num for num, _ in told), max(age for _, age in told))
+    assert made.close_interval(20.0).groups == ()
+
+
+def hanging() -> Interval:
+    made = Aggregator(CollectorConfig(), 0.0)
+    for number in range(3):
+        made.feed(frame(number, 1, number, 30.0 * number), 1.0)
+    return made.close_interval(10.0)
+
+
+def test_it_is_in_metrics_records_and_on_the_screen() -> None:
+    interval = hanging()
+    text = TEXT.write(Exposition().families(interval)).decode()
+    assert 'kvxfer_in_flight{connector="NixlConnector"} 3' in text
+    assert 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector"} 60' in text
+    record = msgspec.json.encode(as_record(interval), enc_hook=plain)
+    for observed in (of_interval(interval), msgspec.json.decode(record, type=Line).observed()):
+        live = Live()
+        live.take(observed)
+        now = live.now()
+        assert now is not None
+        assert (now.in_flight, now.oldest) == (InFlight(3, 60.0), "2 host:2 Nixl")
+
+
+# --- a publisher
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvxfer.draining.NOTE_SECONDS", 0.05)
+
+
+def wait_for(told: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (found := told()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+class Collected:
+    """An exporter that keeps what is under way in each interval, None where nobody tells."""
+
+    def __init__(self) -> None:
+        self.told: list[InFlight | None] = []
+
+    def export(self, interval: Interval) -> None:
+        self.told.append(next((group.stats.in_flight() for group in interval.groups), None))
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("buffer", ["process", "shared"])
+def test_a_worker_that_hangs_tells_so_until_it_goes_on(ipc_endpoint: str, buffer: str) -> None:
+    collected = Collected()
+    config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.3)
+    with (
+        Collector(config, [collected]),
+        StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=0.05, buffer=buffer) as publisher,
+    ):
+        token = publisher.stats.under_way.begin()
+        began = time.monotonic()
+        wait_for(lambda: collected.told[-1:] and collected.told[-1] and collected.told[-1].oldest_seconds > 0.9)
+        assert {each.num_transfers for each in collected.told if each is not None} == {1}
+        assert max(each.oldest_seconds for each in collected.told if each) <= time.monotonic() - began
+        publisher.stats.under_way.end(token)
+        wait_for(lambda: collected.told[-1] == InFlight(0, 0.0))
+        wait_for(lambda: collected.told[-1] is None)
+
+
+def test_what_hangs_holds_up_neither_flush_nor_close(ipc_endpoint: str) -> None:
+    with Collector(CollectorConfig(endpoint=ipc_endpoint)):
+        publisher = StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=0.01)
+        publisher.stats.under_way.begin()
+        for _ in range(20):
+            publisher.stats.record_transfer(0.5, 0.1, 1024, 2)
+            assert publisher.flush(PATIENCE)
+            time.sleep(0.01)
+        began = time.monotonic()
+        publisher.close(PATIENCE)
+        assert time.monotonic() - began < PATIENCE / 2
+    assert publisher.flush()
+
+
+def test_a_host_that_flushes_by_itself_tells_too(ipc_endpoint: str) -> None:
+    collected = Collected()
+    config = CollectorConfig(endpoint=ipc_endpoint, interval_seconds=0.2)
+    with Collector(config, [collected]), StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=60) as publisher:
+        publisher.stats.under_way.begin()
+        while not any(each and each.oldest_seconds > 0.3 for each in collected.told):
+            publisher.flush()
+
+
+def test_a_forked_child_has_begun_nothing() -> None:
+    stats = NixlConnectorStats()
+    stats.under_way.begin()
+    child = os.fork()
+    if not child:
+        stats.renew()
+        stats.note_levels()
+        os._exit(stats.in_flight() is not None)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    stats.note_levels()
+    told = stats.in_flight()
+    assert told is not None
+    assert told.num_transfers == 1
