@@ -30,14 +30,15 @@ class UnderWayState:
     up, and the oldest is the oldest of all.
     """
 
-    __slots__ = ("_began", "_is_over", "_now", "_num", "_oldest", "begin", "end", "pending", "settle")
+    __slots__ = ("_began", "_newest", "_now", "_num", "_oldest", "_told", "begin", "end", "pending", "settle")
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """Have begun nothing; ``now`` is in seconds."""
         self._now = now
         self._began: dict[int, float] = {}
+        self._newest = [0]
+        self._told = 0  # the newest token when it was last read that nothing is under way
         self.begin, self.end = self._made()
-        self._is_over = True  # whether it was said that nothing is under way
         self._num, self._oldest = GaugeState("sum"), GaugeState("max")
         self.pending: tuple[()] = ()
         self.settle: Callable[[], None] = self.fold
@@ -54,10 +55,10 @@ class UnderWayState:
 
     def _made(self) -> tuple[Callable[[], int], Callable[[int], None]]:
         # What they use is held by them alone: half of the time that looking it up here would take.
-        began, next_token, now, most = self._began, count().__next__, self._now, MAX_TRACKED
+        began, newest, next_token, now, most = self._began, self._newest, count(1).__next__, self._now, MAX_TRACKED
 
         def begin() -> int:
-            token = next_token()
+            newest[0] = token = next_token()
             if len(began) < most:
                 began[token] = now()
             return token
@@ -71,10 +72,11 @@ class UnderWayState:
         return begin, end
 
     def note(self) -> None:
-        """Read how it stands; once more when nothing is under way any more, then no more."""
+        """Read how it stands; once more when nothing is under way any more, then not before another one begins."""
+        newest = self._newest[0]
         began = list(self._began.values())  # in one call, and in their order
-        if began or not self._is_over:
-            self._is_over = not began
+        if began or newest != self._told:
+            self._told = -1 if began else newest
             self._num.set(len(began))
             self._oldest.set(max(0.0, self._now() - began[0]) if began else 0.0)
 
@@ -126,7 +128,7 @@ class UnderWayState:
     def forget_pending(self) -> None:
         """In a forked child: what is under way is the parent's."""
         self._began.clear()
-        self._is_over = True
+        self._told = self._newest[0]
 
     def stop(self) -> None:
         """Read nothing from now on."""

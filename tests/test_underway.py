@@ -58,6 +58,14 @@ def test_what_has_begun_is_told_until_it_ends_and_once_more() -> None:
     assert noted(state) is None
 
 
+def test_what_begins_and_ends_between_two_readings_is_told_as_none() -> None:
+    state = UnderWayState(Clock())
+    for _ in range(2):
+        state.end(state.begin())
+        assert noted(state) == InFlight(0, 0.0)
+        assert noted(state) is None
+
+
 @pytest.mark.parametrize("token", [None, 99, "x", [], {}, -1, float("nan")])
 def test_an_end_that_was_no_begin_is_none(token: Any) -> None:
     state = UnderWayState(Clock())

@@ -13,6 +13,7 @@ from typing import IO, Any
 import pytest
 
 from kvxfer.errors import KVXferError
+from kvxfer.underway import UnderWayState
 from kvxfer.workload import nixl, pair
 from kvxfer.workload.blocks import BlockWriter, PoolShape
 from kvxfer.workload.run import Workload
@@ -39,6 +40,7 @@ class Counted:
     def __init__(self) -> None:
         self.rows: list[tuple[Any, ...]] = []
         self.failed = 0
+        self.under_way = UnderWayState()
 
     def record_transfer(self, *row: float) -> None:
         self.rows.append(row)
