@@ -122,7 +122,7 @@ def on(node: str) -> NodeAffinitySchedulingStrategy:
 
 def answer(call: Callable[[], Any]) -> Any:
     """What a collector answers that may be about to start."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90  # Ray takes a second to start an actor again, on a busy machine half a minute
     while True:
         try:
             return call()

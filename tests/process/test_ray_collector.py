@@ -9,7 +9,7 @@ from workers import transfers
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 
-pytestmark = [pytest.mark.extra, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(340)]
 
 
 @pytest.fixture(autouse=True)
