@@ -25,6 +25,10 @@ def test_collectors_of_nodes_find_the_one_above_and_lose_nothing_when_either_is_
     drive("ray_workers", "kill_on_both_levels", str(tmp_path))
 
 
+def test_a_collector_whose_node_is_gone_is_started_elsewhere_and_goes_on_with_its_journal(tmp_path: Path) -> None:
+    drive("ray_workers", "lose_the_node", str(tmp_path / "j.db"))
+
+
 def test_a_shutdown_after_a_flush_loses_nothing(tmp_path: Path, ipc_endpoint: str) -> None:
     journal = tmp_path / "j.db"
     drive("ray_workers", "shut_down_after_a_flush", str(journal))
