@@ -102,15 +102,15 @@ def init(**more: Any) -> None:
 
 
 @contextlib.contextmanager
-def three_nodes() -> Iterator[list[str]]:
-    """A cluster of three nodes at one address, by their ids; this program is its driver."""
+def three_nodes() -> Iterator[tuple[Cluster, list[str]]]:
+    """A cluster of three nodes at one address, and their ids; this program is its driver."""
     small = {"num_cpus": 2, "object_store_memory": 80 << 20, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(**small)
     try:
         ray.init(address=cluster.address, log_to_driver=False)
-        yield [node["NodeID"] for node in ray.nodes()]
+        yield cluster, [node["NodeID"] for node in ray.nodes()]
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -122,7 +122,7 @@ def on(node: str) -> NodeAffinitySchedulingStrategy:
 
 def answer(call: Callable[[], Any]) -> Any:
     """What a collector answers that may be about to start."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90  # Ray takes a second to start an actor again, on a busy machine half a minute
     while True:
         try:
             return call()
@@ -157,7 +157,7 @@ def begin(nodes: Sequence[str], count: int, collector: str = "kvxfer") -> list[A
 
 def kill_three_times(journal: str) -> None:
     """Twelve workers on three nodes, one collector: each finds it again in time, and everything is counted once."""
-    with three_nodes() as nodes:
+    with three_nodes() as (_, nodes):
         collector = start_collector(CollectorConfig(journal=journal))
         workers = begin(nodes, 12)
         assert all(ray.get([worker.flush.remote(20) for worker in workers]))
@@ -173,7 +173,7 @@ def kill_three_times(journal: str) -> None:
 
 def kill_on_both_levels(directory: str) -> None:
     """A collector on each node below one of the cluster; one of the first and the second are killed."""
-    with three_nodes() as nodes:
+    with three_nodes() as (_, nodes):
         names = "kvxfer-{node}"
         config = CollectorConfig(interval_seconds=0.5)
         above = start_collector(CollectorConfig(journal=f"{directory}/above.db"))
@@ -187,6 +187,31 @@ def kill_on_both_levels(directory: str) -> None:
         wait_until(lambda: transfers(above.snapshot()) == recorded)
         for collector in (*below, above):
             collector.stop()
+
+
+def lose_the_node(journal: str) -> None:
+    """The node of the collector goes: who starts another one with its journal loses nothing, and workers find it."""
+    with three_nodes() as (cluster, nodes):
+        here = ray.get_runtime_context().get_node_id()
+        config = CollectorConfig(journal=journal)
+        lost = next(node for node in cluster.list_all_nodes() if node.node_id != here)
+        collector = start_collector(config, node_id=lost.node_id)
+        workers = begin([node for node in nodes if node != lost.node_id], 2)
+        assert all(ray.get([worker.flush.remote(20) for worker in workers]))
+        cluster.remove_node(lost)
+        wait_until(lambda: has_failed(collector.place))
+        collector = start_collector(config)
+        recorded = sum(ray.get([worker.finish.remote() for worker in workers]))
+        assert transfers(collector.snapshot()) == recorded > 0
+        collector.stop()
+
+
+def has_failed(call: Callable[[], Any]) -> bool:
+    try:
+        call()
+    except KVXferError:
+        return True
+    return False
 
 
 def shut_down_after_a_flush(journal: str) -> None:

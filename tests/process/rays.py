@@ -24,7 +24,7 @@ def drive(module: str, function: str, argument: str) -> None:
     directory = str(Path(__file__).parent)
     code = f"from {module} import {function}; {function}({argument!r})"
     environment = os.environ | ENVIRONMENT | {"PYTHONPATH": directory, MARK: mark}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=200, env=environment)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=300, env=environment)
     wait_until(lambda: not left_behind(mark))
 
 

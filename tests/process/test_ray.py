@@ -6,7 +6,7 @@ from workers import FLUSHED, PENDING
 
 from kvxfer.collector import Collector
 
-pytestmark = [pytest.mark.extra, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(340)]
 
 # Most actors are killed before they leave, now and then one is not: no more than what was flushed is to be relied on.
 AS_RAY_LIKES = (FLUSHED, FLUSHED + PENDING)

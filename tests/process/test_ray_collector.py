@@ -9,7 +9,7 @@ from workers import transfers
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 
-pytestmark = [pytest.mark.extra, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.extra, pytest.mark.timeout(340)]
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +23,10 @@ def test_twelve_workers_on_three_nodes_lose_nothing_to_a_collector_that_is_kille
 
 def test_collectors_of_nodes_find_the_one_above_and_lose_nothing_when_either_is_killed(tmp_path: Path) -> None:
     drive("ray_workers", "kill_on_both_levels", str(tmp_path))
+
+
+def test_a_collector_whose_node_is_gone_is_started_elsewhere_and_goes_on_with_its_journal(tmp_path: Path) -> None:
+    drive("ray_workers", "lose_the_node", str(tmp_path / "j.db"))
 
 
 def test_a_shutdown_after_a_flush_loses_nothing(tmp_path: Path, ipc_endpoint: str) -> None:
