@@ -25,8 +25,9 @@ def main() -> None:
         config = CollectorConfig(endpoint=f"ipc://{directory}/collector.ipc", interval_seconds=600)
         with Collector(config, [LogExporter(print)]) as collector:
             on = {"KVXFER_ENDPOINT": collector.endpoint}  # this is all that an engine needs
-            prefill = Engine(model, nixl("kv_producer", "prefill"), on)
-            decode = Engine(model, nixl("kv_consumer", "decode"), on)
+            end = ["--shutdown-timeout", "30"]  # without it vLLM kills its workers, with what they have not sent yet
+            prefill = Engine(model, nixl("kv_producer", "prefill"), on, arguments=end)
+            decode = Engine(model, nixl("kv_consumer", "decode"), on, arguments=end)
             with engines(prefill, decode):
                 print("prefill and decode serve; kvxfer's part in them is KVXFER_ENDPOINT")
                 for number in range(NUM_REQUESTS):
