@@ -6,7 +6,7 @@ GPU, model or network is needed: the model is a Llama of two layers with random 
     prefill and decode serve; kvxfer's part in them is KVXFER_ENDPOINT
     8 requests prefilled on one engine and decoded on the other
     KV Transfer metrics: Num successful transfers=8, ..., Num ranks=1, engine=decode, role=kv_consumer
-    vLLM's own count of them: 8 transfers, 1835008 bytes
+    vLLM's own count of them: 8 transfers, 2097152 bytes
 """
 
 import tempfile
