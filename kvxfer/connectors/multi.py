@@ -203,6 +203,6 @@ def _build(child: Any, payload: Any, find: Callable[[str], ConnectorClass]) -> K
     if connector == "MultiConnector":
         message = "a MultiConnector holds connectors that hold no others - at `MultiConnector`"
         raise StatsError(message)
-    # Before 0.33 vLLM wrapped each child's payload.
+    # Before 0.30 vLLM wrapped each child's payload.
     bare = payload["data"] if payload.keys() == {"data"} else payload
     return find(connector).build_kv_connector_stats(bare)

@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import multiprocessing
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -17,7 +18,10 @@ from kvxfer.integrations.vllm.fallback import offer_stat_logger
 from kvxfer.integrations.vllm.tapping import tap
 
 FACTORIES: Final = (("vllm.distributed.kv_transfer.kv_connector.factory", "KVConnectorFactory", "create_connector"),)
-"""Module, class and classmethod, the newest first, that takes ``config`` and ``role`` and makes a connector."""
+"""Module, class and classmethod, the newest first, that takes ``config`` and ``role`` and makes a connector.
+
+vLLM 0.11.0 to 0.32.0 have the first; what else it takes, ``kv_cache_config`` in all but 0.11.0, is passed on.
+"""
 
 _PARAMETERS: Final = {"config", "role"}
 
@@ -48,10 +52,17 @@ def _class_of(module: str, class_name: str) -> Any:  # noqa: ANN401 - a class of
 
 def _tapped(create: Callable[..., Any]) -> Any:  # noqa: ANN401 - a classmethod
     signature = inspect.signature(create)
+    making = threading.local()
 
     @functools.wraps(create)
     def create_and_tap(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as vLLM's
-        connector = create(*args, **kwargs)
+        if hasattr(making, "parent"):  # vLLM 0.11.0 makes children of a MultiConnector here too: tapped with it
+            return create(*args, **kwargs)
+        making.parent = True
+        try:
+            connector = create(*args, **kwargs)
+        finally:
+            del making.parent
         try:
             given = signature.bind(*args, **kwargs).arguments
             tap(connector, given["config"], given["role"].name)

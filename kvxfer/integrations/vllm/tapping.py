@@ -15,10 +15,10 @@ from kvxfer.factory import KVConnectorFactory
 from kvxfer.integrations.vllm.pushing import Pusher
 
 CHILDREN: Final = ("sub_connectors", "_connectors")
-"""Names, the newest first, of what a MultiConnector calls the list of its children."""
+"""Names, the newest first, of what a MultiConnector calls the list of its children: public since vLLM 0.30.0."""
 
 PARALLEL_STATE: Final = "vllm.distributed.parallel_state"
-"""Where a worker's ranks are asked for."""
+"""Where a worker's ranks are asked for: vLLM 0.11.0 to 0.32.0."""
 
 
 def tap(connector: Any, config: Any, role: str) -> None:  # noqa: ANN401 - vLLM's own
@@ -59,7 +59,7 @@ def labels_of(config: Any, *, is_worker: bool) -> dict[str, str]:  # noqa: ANN40
         "engine": lambda: transfer.engine_id,
         "role": lambda: transfer.kv_role,
         "rank": lambda: parallel.rank if is_worker else "scheduler",
-        # The index stays where engines that share nothing are each told that they are the only one.
+        # The index, since vLLM 0.14, stays where engines that share nothing are each told that they are the only one.
         "dp_rank": lambda: getattr(parallel, "data_parallel_index", parallel.data_parallel_rank),
     }
     if is_worker:
