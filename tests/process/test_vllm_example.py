@@ -18,4 +18,4 @@ def test_disaggregated_serving_is_seen() -> None:
     assert lines[0].startswith("prefill and decode serve")
     found = [re.search(r"Num successful transfers=(\d+).*engine=decode, role=kv_consumer", line) for line in lines]
     assert [each[1] for each in found if each] == ["8"]
-    assert lines[-1] == "vLLM's own count of them: 8 transfers, 1835008 bytes"
+    assert lines[-1] == "vLLM's own count of them: 8 transfers, 2097152 bytes"
