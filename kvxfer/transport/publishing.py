@@ -48,8 +48,9 @@ class PublisherSockets:
         # Refuse at once while there is no connection: what waits in the outbox can merge, what waits here is stale.
         self._push.immediate = True
         self._sub = self._context.socket(zmq.SUB)
-        self._sub.maxmsgsize = MAX_ACK_BYTES
         for end in (self._push, self._sub):
+            # Reports have no answers, yet ZeroMQ takes in what whoever is there sends back, a frame of any size.
+            end.maxmsgsize = MAX_ACK_BYTES
             end.ipv6 = is_ipv6(endpoint)
             end.heartbeat_ivl = _HEARTBEAT_MS
             end.heartbeat_ttl = _HEARTBEAT_TTL_MS
