@@ -10,8 +10,8 @@ from pathlib import Path
 from benchmarks.harness import MODULES, measure, run_case, table, versions
 from benchmarks.plot import draw
 
-COMMANDS = ("faults", "fuzz")
-"""What measures nothing beside a peer, and takes arguments of its own."""
+COMMANDS = ("faults", "fuzz", "vllm")
+"""What has no line in the table, and takes arguments of its own."""
 
 
 def main() -> int:

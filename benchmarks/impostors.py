@@ -65,9 +65,9 @@ class Endpoint:
             self._process.start()
             self._wait(is_there.is_set, f"{who} does not listen at {self.name}")
 
-    def wait_until_heard(self, publishers: int = 1) -> None:
-        """Wait until it has heard from so many, or so often from one; RuntimeError where it does not."""
-        self._wait(lambda: self._heard.value >= publishers, f"no publisher came to {self.name}")
+    def wait_until_heard(self, times: int = 1) -> None:
+        """Wait until publishers have come to it, or reported, so often; RuntimeError where they do not."""
+        self._wait(lambda: self._heard.value >= times, f"no publisher came to {self.name}")
 
     def freeze(self) -> None:
         """Let it keep its connections and do nothing any more."""

