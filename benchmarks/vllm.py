@@ -175,10 +175,8 @@ def run(rounds: int, requests: int) -> tuple[list[Outcome], list[str]]:
     with ExitStack() as opened:
         model = write_model(Path(opened.enter_context(TemporaryDirectory(prefix="kvxfer-"))) / "model")
         endpoint = opened.enter_context(Endpoint(free_ports()))
-        pairs = {}
-        for name in PAIRS:  # one after the other: each fills two cores while it starts
-            pairs[name] = Pair(model, name, endpoint.name if name == "with" else "")
-            opened.enter_context(pausable(pairs[name].prefill, pairs[name].decode))
+        pairs = {name: Pair(model, name, endpoint.name if name == "with" else "") for name in PAIRS}
+        opened.enter_context(pausable(*(engine for pair in pairs.values() for engine in (pair.prefill, pair.decode))))
         expected = pairs["without"].ask(asked).answers
         for name in PAIRS[1:]:
             pairs[name].ask(asked)  # the first of an engine are slow

@@ -33,12 +33,16 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespac
     with ExitStack() as opened:
         endpoints = {case: opened.enter_context(Endpoint(free_ports())) for case in CASES}
         names = {"prefill": ""} | {case: endpoint.name for case, endpoint in endpoints.items()} | {"nonsense": NONSENSE}
-        made: dict[str, Engine] = {}
-        for two in zip(*[iter(names)] * 2, strict=True):  # each takes a core while it starts
-            for name in two:
-                transfer = nixl("kv_producer" if name == "prefill" else "kv_consumer", name)
-                made[name] = Engine(model, transfer, {"KVXFER_ENDPOINT": names[name]}, arguments=BLOCKS)
-            opened.enter_context(pausable(*(made[name] for name in two)))
+        made = {
+            name: Engine(
+                model,
+                nixl("kv_producer" if name == "prefill" else "kv_consumer", name),
+                {"KVXFER_ENDPOINT": endpoint},
+                arguments=BLOCKS,
+            )
+            for name, endpoint in names.items()
+        }
+        opened.enter_context(pausable(*made.values()))
         prefill = made.pop("prefill")
         with running(prefill):
             expected = [alone(prefill, prompt) for prompt in PROMPTS]
