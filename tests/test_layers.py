@@ -43,6 +43,7 @@ LAYERS = (
         "sums",
         "views",
         "outbox",
+        "pushed",
         "takeover",
         "relay",
         "aggregator",
@@ -58,6 +59,7 @@ LAYERS = (
 )
 STATE_MACHINES = (
     "outbox",
+    "pushed",
     "takeover",
     "relay",
     "aggregator",
