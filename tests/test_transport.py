@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import zmq
 from sending import send_all
 
 from kvxfer.errors import ConfigError, EndpointError
@@ -64,6 +65,39 @@ def test_a_send_with_no_collector_is_refused_at_once_and_closing_does_not_hang(i
     push = PublisherSockets(ipc_endpoint)
     assert not push.send(b"x")
     push.close(0)
+
+
+def test_a_context_that_takes_long_to_end_holds_up_nobody_and_ends_by_itself(
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, ended = threading.Event(), threading.Event()
+    term = zmq.Context.term
+
+    def end_late(context: "zmq.Context[zmq.Socket[bytes]]") -> None:  # as while the host of an endpoint is looked for
+        released.wait(60)
+        term(context)
+        ended.set()
+
+    monkeypatch.setattr(zmq.Context, "term", end_late)
+    push = PublisherSockets(ipc_endpoint)
+    began = time.monotonic()
+    push.close(0)
+    assert time.monotonic() - began < 30
+    assert not ended.is_set()
+    released.set()
+    assert ended.wait(10)
+
+
+def test_where_no_thread_can_start_closing_waits_for_nothing(
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    push = PublisherSockets(ipc_endpoint)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    push.close(5)
 
 
 def test_a_second_collector_on_a_live_path_is_refused(ipc_endpoint: str) -> None:
