@@ -172,8 +172,12 @@ class StatsPublisher:
                 self._draining.pushed.put(part)
         except Exception as error:  # noqa: BLE001 - a class of somebody else, or a payload that is none
             self._harmless.warn(error)
-            self._draining.pushed.count_cut(1)
+            self.count_cut(1)
         self._nudge()
+
+    def count_cut(self, number: int) -> None:
+        """Count observations that could not be pushed; the next report tells. Raises nothing."""
+        self._draining.pushed.count_cut(number)
 
     def flush(self, timeout: float = 0.0) -> bool:
         """Close what was recorded into a report and send it; for a host that has a step of its own.
