@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import zmq
@@ -43,21 +44,31 @@ def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_
 def test_what_comes_one_by_one_is_taken_together_and_who_does_not_wait_gets_it_at_once(
     ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvxfer.transport.collecting._GATHER_SECONDS", 2.0)
+    gathering: list[float] = []
+
+    def gather(seconds: float) -> None:
+        gathering.append(seconds)
+        if seconds > 0:
+            come(b"third")
+
+    def come(frame: bytes) -> None:
+        send_all(push, frame)
+        assert pull._pull.poll(60_000)
+
+    monkeypatch.setattr("kvxfer.transport.collecting._GATHER_SECONDS", 600.0)
+    monkeypatch.setattr("kvxfer.transport.collecting.time", SimpleNamespace(sleep=gather, monotonic=time.monotonic))
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
+        pull._last_drain = -600.0  # nothing came before the first one
         push = PublisherSockets(ipc_endpoint)
-        send_all(push, b"first")
-        assert receive(pull, 1) == [b"first"]  # nothing came before it
-        later = threading.Timer(0.1, send_all, (push, b"third"))
-        send_all(push, b"second")
-        later.start()
-        assert pull.drain(5.0) == [b"second", b"third"]
-        later.join()
-        send_all(push, b"fourth")
-        began = time.monotonic()
-        while not (frames := pull.drain(0.0)):
-            assert time.monotonic() < began + 1
-        assert frames == [b"fourth"]
+        come(b"first")
+        assert pull.drain(60.0) == [b"first"]
+        assert gathering == [0.0]
+        come(b"second")
+        assert pull.drain(60.0) == [b"second", b"third"]
+        assert 0 < gathering[1] <= 60
+        come(b"fourth")
+        assert pull.drain(0.0) == [b"fourth"]
+        assert gathering[2:] == [0.0]
         push.close(1)
 
 
