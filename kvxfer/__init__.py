@@ -5,6 +5,7 @@ up in its module when it is first asked for, so that who only has kvxfer install
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # no type checker follows the look-up below
@@ -72,12 +73,14 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 if not TYPE_CHECKING:  # or a misspelt name would be any name's type
 
     def __getattr__(name: str) -> Any:  # noqa: ANN401 - any of the names above
-        """Look a public name up in its module, once."""
-        if name not in _HOMES:
-            message = f"module {__name__!r} has no attribute {name!r}"
-            raise AttributeError(message)
-        found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-        return found
+        """Look a public name up in its module, once; or import a module of the package."""
+        if name in _HOMES:
+            found = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+            return found
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
 
 
 def __dir__() -> list[str]:

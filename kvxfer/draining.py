@@ -8,14 +8,14 @@ import contextlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from kvxfer.clock import SteadyClock
 from kvxfer.contract import KVConnectorStats
 from kvxfer.delivering import Delivering
-from kvxfer.outbox import Outbox, num_observations
+from kvxfer.outbox import Outbox
+from kvxfer.pushed import Pushed, num_lost
 from kvxfer.shared import SLOT_BYTES, SharedBuffer
 from kvxfer.stats import TransferStats
 from kvxfer.takeover import SavedWorker, encode_worker
@@ -57,8 +57,8 @@ class Harmless:
 class Draining:
     """Takes in what was recorded and pushed, sends, hears, and at the end gives everything free; nothing here raises.
 
-    ``stats`` holds, under the connector's name, the object that is recorded into, once there is one. ``pushed`` takes
-    stats, and None for what could not be read.
+    ``stats`` holds, under the connector's name, the object that is recorded into, once there is one; ``pushed``
+    what others collected.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Draining:
     ) -> None:
         """Begin with an open interval that starts when the source does."""
         self.outbox = Outbox(source, connector, source.start_time)
-        self.pushed: deque[KVConnectorStats | None] = deque()
+        self.pushed = Pushed()
         self.shared: SharedBuffer | None = None
         self.flush_seconds = math.inf
         self.has_ended = False
@@ -190,11 +190,10 @@ class Draining:
         if drained is not None:
             self._observe(drained, now)
         for _ in range(len(self.pushed)):
-            part = self.pushed.popleft()
-            if part is None:
-                self.outbox.count_cut(1)
-            else:
+            part = self.pushed.take()
+            if part is not None:
                 self._observe(part, now)
+        self.outbox.count_cut(self.pushed.take_cut())
         if isinstance(self._stats, KVConnectorStats):
             self.outbox.count_cut(self._stats.drain_cut())
         if close:
@@ -208,7 +207,7 @@ class Draining:
                 self.outbox.observe(stats, now)
         except Exception as error:  # noqa: BLE001 - a class of somebody else that cannot merge
             self._harmless.warn(error)
-            self.outbox.count_cut(_num_observations(stats))
+            self.outbox.count_cut(num_lost(stats))
 
     def _save(self, shared: SharedBuffer, floors: dict[str, int]) -> None:
         """Save what is held, before anything of it is sent; what does not fit is in process memory alone."""
@@ -217,11 +216,3 @@ class Draining:
             if shared.save(whole) or shared.save(encode_worker(SavedWorker(self.outbox.save(brief=True), floors))):
                 shared.resume()
                 self._is_unsaved = False
-
-
-def _num_observations(stats: Any) -> int:  # noqa: ANN401 - stats of somebody else's class
-    """What is lost with stats, at least one."""
-    try:
-        return max(1, num_observations(stats.to_packed() if isinstance(stats, KVConnectorStats) else stats.data))
-    except Exception:  # noqa: BLE001 - then nobody knows
-        return 1

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
 BUFFERS: Final = ("process", "shared")
 
-MAX_PUSHED: Final = 64
-"""Stats that were pushed and wait for the thread."""
-
 STEP_SECONDS: Final = 1.0
 """How long who asks waits at most for the thread, which a host may starve: a step of it takes milliseconds."""
 
@@ -163,8 +160,8 @@ class StatsPublisher:
     def push(self, stats: KVConnectorStats | Mapping[str, Any]) -> None:
         """Add a copy of stats, or of a payload, that somebody else collected; they may be changed afterwards.
 
-        Takes any vLLM-style object. What cannot be read is logged once and counted as cut. Who pushes faster than the
-        thread takes waits for it.
+        Takes any vLLM-style object. What cannot be read is logged once and counted as cut. Never waits: of what is
+        pushed faster than the thread takes, parts are merged before it does (`pushed`).
         """
         self._check_pid()
         if self._is_closing:
@@ -172,14 +169,15 @@ class StatsPublisher:
         try:
             part = copy_of(stats, self.connector)
             if part is not None and not part.is_empty():
-                self._draining.pushed.append(part)
+                self._draining.pushed.put(part)
         except Exception as error:  # noqa: BLE001 - a class of somebody else, or a payload that is none
             self._harmless.warn(error)
-            self._draining.pushed.append(None)
-        if len(self._draining.pushed) < MAX_PUSHED:
-            self._nudge()
-        else:
-            self._ask(0.0)
+            self.count_cut(1)
+        self._nudge()
+
+    def count_cut(self, number: int) -> None:
+        """Count observations that could not be pushed; the next report tells. Raises nothing."""
+        self._draining.pushed.count_cut(number)
 
     def flush(self, timeout: float = 0.0) -> bool:
         """Close what was recorded into a report and send it; for a host that has a step of its own.

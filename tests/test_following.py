@@ -11,7 +11,15 @@ import pytest
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.errors import ConfigError, EndpointError
-from kvxfer.integrations.following import AGAIN_SECONDS, MAX_SECONDS, NOWHERE, STUCK_SECONDS, Asking, Following
+from kvxfer.integrations.following import (
+    AGAIN_MAX_SECONDS,
+    GIVING_UP_SECONDS,
+    MAX_SECONDS,
+    NOWHERE,
+    STUCK_SECONDS,
+    Asking,
+    Following,
+)
 from kvxfer.publisher import StatsPublisher
 
 
@@ -34,13 +42,39 @@ def worker() -> Iterator[StatsPublisher]:
 # --- when to ask
 
 
-def test_it_asks_at_once_and_again_every_second_until_somebody_is_found() -> None:
+def test_it_asks_at_once_and_again_until_somebody_is_found_ever_less_and_after_minutes_hardly() -> None:
     asking = Asking()
-    assert asking.is_due(None, 100.0)
-    assert not asking.answered(None, 100.0)
-    assert not asking.is_due(None, 100.0 + AGAIN_SECONDS / 2)
-    assert asking.is_due(None, 100.0 + AGAIN_SECONDS)
-    assert asking.answered("a", 101.0)
+    asked = times_asked(asking, None, None)
+    gaps = [round(after - before) for before, after in itertools.pairwise(asked)]
+    assert asked[0] == 0
+    assert gaps[:4] == [1, 2, 4, AGAIN_MAX_SECONDS]
+    assert [gap for before, gap in zip(asked, gaps, strict=False) if before < GIVING_UP_SECONDS][
+        -1
+    ] == AGAIN_MAX_SECONDS
+    assert {gap for before, gap in zip(asked, gaps, strict=False) if before >= GIVING_UP_SECONDS} == {MAX_SECONDS}
+    asking.answered("a", 400.0)
+    asking.is_due(7, 450.0)
+    asking.answered(None, 500.0)
+    assert asking.is_due(7, 501.0)
+
+
+def times_asked(asking: Asking, progress: int | None, answer: str | None) -> list[float]:
+    """When it asks within 400 seconds of the same progress and the same answers."""
+    asked = []
+    for step in range(4000):
+        now = step / 10
+        if asking.is_due(progress, now):
+            asked.append(now)
+            asking.answered(answer, now)
+    return asked
+
+
+def test_who_misses_the_same_collector_asks_at_another_time() -> None:
+    asking, other = Asking(lambda: 0.75), Asking(lambda: 1.0)
+    for each in (asking, other):
+        each.answered(None, 100.0)
+    assert asking.is_due(None, 100.8)
+    assert not other.is_due(None, 100.8)
 
 
 def test_while_acknowledgements_come_or_nothing_waits_nobody_is_asked() -> None:
@@ -53,12 +87,7 @@ def test_while_acknowledgements_come_or_nothing_waits_nobody_is_asked() -> None:
 def test_without_an_acknowledgement_it_asks_ever_less_while_the_answer_is_the_same() -> None:
     asking = Asking()
     asking.answered("a", 0.0)
-    asked = []
-    for step in range(4000):
-        now = step / 10
-        if asking.is_due(7, now):
-            asked.append(now)
-            assert not asking.answered("a", now)
+    asked = times_asked(asking, 7, "a")
     gaps = [round(after - before) for before, after in itertools.pairwise(asked)]
     assert asked[0] == STUCK_SECONDS
     assert gaps[:4] == [4, 8, 16, MAX_SECONDS]
@@ -71,7 +100,7 @@ def test_a_collector_that_moved_is_given_as_much_time_as_at_first() -> None:
     asking.is_due(7, 0.0)
     for now in (2.0, 6.0, 14.0):
         asking.answered("a", now)
-    assert asking.answered("b", 20.0)
+    asking.answered("b", 20.0)
     assert not asking.is_due(7, 20.0 + STUCK_SECONDS / 2)
     assert asking.is_due(7, 20.0 + STUCK_SECONDS)
 
@@ -97,19 +126,21 @@ def test_a_publisher_that_is_moved_tells_the_next_collector_what_the_first_had_n
 
 
 def test_what_was_handed_to_a_collector_that_does_not_answer_goes_to_the_next_one_at_once(
-    worker: StatsPublisher, ipc_endpoint: str
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("kvxfer.outbox.RESEND_SECONDS", 600.0)  # what it would wait without an acknowledgement
     hanging = collecting(ipc_endpoint)  # nobody polls it
     try:
-        worker.move_to(ipc_endpoint)
-        deadline = time.monotonic() + 10
-        while "sent=1" not in repr(worker):
-            assert time.monotonic() < deadline
-            worker.flush(0.01)
-        with collecting(f"{ipc_endpoint}2") as second:
-            worker.move_to(second.endpoint)
-            assert worker.flush(2.5)  # without an acknowledgement it would be 3 s
-            assert failed(second) == 1
+        with StatsPublisher("NixlConnector", ipc_endpoint, linger=0.1) as worker:
+            worker.stats.record_failed_transfer()
+            deadline = time.monotonic() + 30
+            while "sent=1" not in repr(worker):
+                assert time.monotonic() < deadline
+                worker.flush(0.01)
+            with collecting(f"{ipc_endpoint}2") as second:
+                worker.move_to(second.endpoint)
+                assert worker.flush(30)
+                assert failed(second) == 1
     finally:
         hanging.stop()
 
@@ -158,6 +189,26 @@ def test_who_follows_finds_a_collector_that_comes_later_whatever_a_look_up_raise
         assert failed(collector) == 1
     following.stop()
     assert list(answers) == []
+
+
+def test_a_move_and_a_progress_that_fail_are_tried_again(ipc_endpoint: str) -> None:
+    failing, moved = {"progress", "move"}, threading.Event()
+
+    def fail_once(what: str) -> None:
+        if what in failing:
+            failing.remove(what)
+            raise OSError(what)
+
+    def move(endpoint: str) -> None:
+        fail_once("move")
+        assert endpoint == ipc_endpoint
+        moved.set()
+
+    following = Following(lambda: ipc_endpoint, move, lambda: fail_once("progress"))
+    following.start()
+    assert moved.wait(30)
+    following.stop()
+    assert not failing
 
 
 def test_a_look_up_that_hangs_holds_up_no_end_for_long(worker: StatsPublisher) -> None:

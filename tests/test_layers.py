@@ -43,6 +43,7 @@ LAYERS = (
         "sums",
         "views",
         "outbox",
+        "pushed",
         "takeover",
         "relay",
         "aggregator",
@@ -58,6 +59,7 @@ LAYERS = (
 )
 STATE_MACHINES = (
     "outbox",
+    "pushed",
     "takeover",
     "relay",
     "aggregator",
@@ -135,6 +137,18 @@ def test_importing_kvxfer_imports_no_extra() -> None:
     code = "import kvxfer, sys; print(' '.join({name.split('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & (EXTRAS | {"sqlite3", "asyncio"})
+
+
+def test_a_worker_of_ray_that_a_hook_sets_up_imports_no_collector_and_no_server() -> None:
+    code = "from kvxfer.integrations.ray import setup_worker; setup_worker(); import sys; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"kvxfer.collector", "kvxfer.web", "kvxfer.exporters", "ray", "sqlite3"}
+
+
+def test_a_module_of_the_package_is_an_attribute_of_it_and_what_is_none_is_said() -> None:
+    code = "import kvxfer, sys; print(kvxfer.errors is sys.modules['kvxfer.errors'], hasattr(kvxfer, 'telepathy'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_of)

@@ -16,7 +16,8 @@ from kvxfer.connectors.offloading import OffloadingConnectorStats
 from kvxfer.errors import ConfigError, EndpointError, UnknownConnectorError
 from kvxfer.factory import KVConnectorFactory
 from kvxfer.interval import Interval
-from kvxfer.publisher import MAX_PUSHED, StatsPublisher
+from kvxfer.publisher import StatsPublisher
+from kvxfer.pushed import MAX_PUSHED
 
 OFFLOADED: dict[str, Any] = {"types": {"hits": "counter"}, "data": {"hits": {(): 3}}}
 
@@ -217,7 +218,7 @@ def test_what_is_recorded_after_the_end_takes_no_memory(ipc_endpoint: str) -> No
     assert worker.stats.is_empty()
 
 
-def test_who_pushes_faster_than_the_thread_takes_waits_for_it(collector: Collector) -> None:
+def test_who_pushes_faster_than_the_thread_takes_waits_for_nobody_and_all_is_counted(collector: Collector) -> None:
     with publisher(collector, flush_seconds=60.0) as worker:
         for _ in range(2000):
             worker.push({"num_failed_transfers": 1})

@@ -64,3 +64,17 @@ def test_prometheus_is_told_of_a_server_at_another_port_than_the_one_that_was_ta
     assert "any free port is used" in caplog.text
     assert "Prometheus does not find this collector" in caplog.text
     assert [each.name for each in tmp_path.iterdir()] == ["targets.json"]
+
+
+@pytest.mark.parametrize("wildcard", ["0.0.0.0", "[::]"])  # noqa: S104 - what is asked about
+@pytest.mark.parametrize(("address", "told"), [("192.0.2.1", "192.0.2.1"), ("2001:db8::1", "[2001:db8::1]")])
+def test_prometheus_is_told_the_hosts_address_of_a_server_that_listens_at_all(
+    ipc_endpoint: str, tmp_path: Path, wildcard: str, address: str, told: str
+) -> None:
+    file = tmp_path / "targets.json"
+    with Collector(CollectorConfig(endpoint=ipc_endpoint)) as collector:
+        server = serve(collector, f"{wildcard}:0")
+        tell_prometheus(file, server, address, "kvxfer")
+        server.stop()
+    (entry,) = json.loads(file.read_bytes())
+    assert entry["targets"] == [f"{told}:{server.port}"]

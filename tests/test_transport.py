@@ -8,8 +8,10 @@ import stat
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import zmq
 from sending import send_all
 
 from kvxfer.errors import ConfigError, EndpointError
@@ -42,21 +44,31 @@ def test_as_many_frames_as_a_publisher_keeps_arrive_in_order_from_a_sender_that_
 def test_what_comes_one_by_one_is_taken_together_and_who_does_not_wait_gets_it_at_once(
     ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvxfer.transport.collecting._GATHER_SECONDS", 2.0)
+    gathering: list[float] = []
+
+    def gather(seconds: float) -> None:
+        gathering.append(seconds)
+        if seconds > 0:
+            come(b"third")
+
+    def come(frame: bytes) -> None:
+        send_all(push, frame)
+        assert pull._pull.poll(60_000)
+
+    monkeypatch.setattr("kvxfer.transport.collecting._GATHER_SECONDS", 600.0)
+    monkeypatch.setattr("kvxfer.transport.collecting.time", SimpleNamespace(sleep=gather, monotonic=time.monotonic))
     with contextlib.closing(CollectorSockets(ipc_endpoint)) as pull:
+        pull._last_drain = -600.0  # nothing came before the first one
         push = PublisherSockets(ipc_endpoint)
-        send_all(push, b"first")
-        assert receive(pull, 1) == [b"first"]  # nothing came before it
-        later = threading.Timer(0.1, send_all, (push, b"third"))
-        send_all(push, b"second")
-        later.start()
-        assert pull.drain(5.0) == [b"second", b"third"]
-        later.join()
-        send_all(push, b"fourth")
-        began = time.monotonic()
-        while not (frames := pull.drain(0.0)):
-            assert time.monotonic() < began + 1
-        assert frames == [b"fourth"]
+        come(b"first")
+        assert pull.drain(60.0) == [b"first"]
+        assert gathering == [0.0]
+        come(b"second")
+        assert pull.drain(60.0) == [b"second", b"third"]
+        assert 0 < gathering[1] <= 60
+        come(b"fourth")
+        assert pull.drain(0.0) == [b"fourth"]
+        assert gathering[2:] == [0.0]
         push.close(1)
 
 
@@ -64,6 +76,39 @@ def test_a_send_with_no_collector_is_refused_at_once_and_closing_does_not_hang(i
     push = PublisherSockets(ipc_endpoint)
     assert not push.send(b"x")
     push.close(0)
+
+
+def test_a_context_that_takes_long_to_end_holds_up_nobody_and_ends_by_itself(
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, ended = threading.Event(), threading.Event()
+    term = zmq.Context.term
+
+    def end_late(context: "zmq.Context[zmq.Socket[bytes]]") -> None:  # as while the host of an endpoint is looked for
+        released.wait(60)
+        term(context)
+        ended.set()
+
+    monkeypatch.setattr(zmq.Context, "term", end_late)
+    push = PublisherSockets(ipc_endpoint)
+    began = time.monotonic()
+    push.close(0)
+    assert time.monotonic() - began < 30
+    assert not ended.is_set()
+    released.set()
+    assert ended.wait(10)
+
+
+def test_where_no_thread_can_start_closing_waits_for_nothing(
+    ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    push = PublisherSockets(ipc_endpoint)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    push.close(5)
 
 
 def test_a_second_collector_on_a_live_path_is_refused(ipc_endpoint: str) -> None:

@@ -17,6 +17,7 @@ import pytest
 import kvxfer.integrations.vllm as integration
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
+from kvxfer.connectors.multi import MAX_CHILDREN
 from kvxfer.integrations.vllm import fallback, seam
 from kvxfer.publisher import StatsPublisher
 
@@ -81,6 +82,8 @@ def config_of(connector: Any) -> Any:
 @pytest.fixture
 def collector(ipc_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
     monkeypatch.setenv("KVXFER_ENDPOINT", ipc_endpoint)
+    for name in ("KVXFER_LABELS", "POD_NAME", "POD_NAMESPACE", "NODE_NAME", "SLURMD_NODENAME"):
+        monkeypatch.delenv(name, raising=False)
     with Collector(CollectorConfig(endpoint=ipc_endpoint)) as running:
         yield running
 
@@ -203,7 +206,60 @@ def test_a_push_that_fails_is_said_once_and_vllm_gets_its_stats(
     assert [connector.get_kv_connector_stats() for _ in given] == given
     connector.shutdown()
     assert len(warnings_of(caplog)) == 1
+    assert collector.snapshot().pipeline.observations_cut == 2
+
+
+def test_a_tap_that_fails_halfway_leaves_nothing_behind(
+    factory: Any, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Slotted:
+        __slots__ = ()
+
+        def get_kv_connector_stats(self) -> Any:
+            return "slotted"
+
+    connector = made_by(factory, MultiConnector(NixlConnector("first"), Slotted()))
+    assert len(warnings_of(caplog)) == 1
+    assert "get_kv_connector_stats" not in vars(connector._connectors[0])
+    assert connector.get_kv_connector_stats() == ["first", "slotted"]
     del collector
+
+
+def test_children_beyond_those_that_stats_can_hold_are_left_out_with_one_warning(
+    factory: Any, collector: Collector, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [Stats(1) for _ in range(MAX_CHILDREN + 2)]
+    connector = made_by(factory, MultiConnector(*map(NixlConnector, given)))
+    assert connector.get_kv_connector_stats() == given
+    connector.shutdown()
+    (said,) = warnings_of(caplog)
+    assert said == "kvxfer publishes 6 children of a MultiConnector, not NixlConnector, NixlConnector"
+    (group,) = collector.snapshot().groups
+    assert [stats.transfer_duration.count for stats in group.stats.data.values()] == [1] * MAX_CHILDREN
+    assert collector.snapshot().pipeline.observations_cut == 0
+
+
+def test_labels_of_the_environment_are_a_workers_too_and_a_launchers_ranks_are_not(
+    factory: Any, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {"KVXFER_LABELS": "role=mine,team=a", "POD_NAME": "p-0", "NODE_NAME": "n1", "RANK": "7"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made_by(factory, NixlConnector(Stats(1))).shutdown()
+    (source,) = collector.snapshot().sources
+    labels = {"engine": "e0", "rank": "3", "dp_rank": "1", "role": "mine", "team": "a", "pod": "p-0", "node": "n1"}
+    assert source.source.labels == labels
+
+
+def test_labels_of_the_environment_that_are_none_are_one_warning_and_the_others_are_published(
+    factory: Any, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("KVXFER_LABELS", "role")
+    made_by(factory, NixlConnector(Stats(1))).shutdown()
+    (source,) = collector.snapshot().sources
+    assert source.source.labels == {"engine": "e0", "role": "kv_both", "rank": "3", "dp_rank": "1"}
+    (said,) = warnings_of(caplog)
+    assert "KVXFER_LABELS: expected name=value" in said
 
 
 def test_stats_that_cannot_be_read_are_counted_as_cut(factory: Any, collector: Collector) -> None:

@@ -214,6 +214,13 @@ def test_other_media_than_the_cpu_load_and_store_too() -> None:
     assert stats["vllm:kv_offload_load_bytes"] == 7
 
 
+def test_media_of_one_direction_add_up_and_rows_of_another_form_are_refused() -> None:
+    row = {"op_size": 7, "op_time": 1}
+    stats = build("OffloadingConnector", {f"{medium}_to_GPU": [row, 7, [row]] for medium in ("CPU", "DISK", "S3")})
+    assert stats.moved() == (21, 3)
+    assert stats.num_rejected() == 6
+
+
 @pytest.mark.parametrize(
     "row", [None, {}, {"op_size": 1}, {"op_size": -1, "op_time": 1}, {"op_size": 1, "op_time": float("nan")}]
 )

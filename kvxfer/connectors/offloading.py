@@ -22,13 +22,18 @@ class OffloadingConnectorStats(DescribedStats):
 
     def _load(self, payload: Mapping[str, Any]) -> None:
         super()._load(payload)
+        told: dict[str, list[tuple[float, float]]] = {}
         for between, rows in payload.items():
             way = _way(str(between))
             if way is not None and isinstance(rows, list):
-                told = [found for found in map(_size_and_seconds, rows) if found is not None]
-                self._reject(len(rows) - len(told))
-                if told:
-                    self._load_transfers(f"{self.prefix}_{way}", *zip(*told, strict=True))
+                # Of a hostile frame each byte may be a row, and each 30 a medium: a direction is loaded once.
+                full = [row for row in rows if type(row) is dict and "op_size" in row]
+                found = [each for each in map(_size_and_seconds, full) if each is not None]
+                self._reject(len(rows) - len(found))
+                told.setdefault(way, []).extend(found)
+        for way, transfers in told.items():
+            if transfers:
+                self._load_transfers(f"{self.prefix}_{way}", *zip(*transfers, strict=True))
 
     def _load_transfers(self, name: str, sizes: tuple[float, ...], seconds: tuple[float, ...]) -> None:
         self._load_metric(f"{name}_bytes", "counter", {(): sum(sizes)})
@@ -56,10 +61,10 @@ def _way(between: str) -> str | None:
     return "store" if between.startswith("GPU_to_") else None
 
 
-def _size_and_seconds(row: object) -> tuple[float, float] | None:
+def _size_and_seconds(row: dict[str, object]) -> tuple[float, float] | None:
     """What is told of one transfer, None where that is not plausible."""
-    found = row if isinstance(row, dict) else {}
-    size, seconds = as_number(found.get("op_size")), as_number(found.get("op_time"))
+    size = as_number(row.get("op_size"))
+    seconds = as_number(row.get("op_time"))
     if size is None or seconds is None or not (0 <= size < _MOST and 0 <= seconds < _MOST):
         return None
     return size, seconds

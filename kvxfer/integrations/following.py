@@ -6,6 +6,7 @@ a thread of its own, as a look-up may take long and what publishes never waits.
 
 import atexit
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -24,41 +25,65 @@ STUCK_SECONDS: Final = 2.0
 1.4 s, so a worker is with a collector that moved well within 5 s."""
 
 AGAIN_SECONDS: Final = 1.0
-"""After a look-up that found nothing."""
+"""After a look-up that found nothing, doubled with each to `AGAIN_MAX_SECONDS`."""
+
+AGAIN_MAX_SECONDS: Final = 4.0
+"""Who looks so often is with a collector that comes back within 5 s; and a thousand workers ask 250 times a second."""
+
+GIVING_UP_SECONDS: Final = 180.0
+"""What was not found for so long is not about to be there: then `MAX_SECONDS` is often enough."""
 
 MAX_SECONDS: Final = 30.0
-"""How long that becomes, doubled with each answer that was the same: it is there and slow, and asking burdens it."""
+"""How long it becomes with answers that are the same too, doubled with each: it is there and slow, and asking burdens
+it."""
+
+_JITTER: Final = 0.25
+# What all workers of a cluster miss at once they ask for at different times: up to a quarter sooner.
 
 _LEAVE_SECONDS: Final = 2.0
 # The end of a process waits no longer for a look-up that is under way.
 
 
 class Asking:
-    """Decides when to ask. No clock: ``now`` is seconds of one that nobody turns back."""
+    """Decides when to ask. No clock: ``now`` is seconds of one that nobody turns back.
 
-    def __init__(self) -> None:
+    ``spread`` gives, each time, the part of a wait after which to ask already.
+    """
+
+    def __init__(self, spread: Callable[[], float] = lambda: 1.0) -> None:
         """Know nothing, so ask at once."""
+        self._spread = spread
         self.endpoint: str | None = None
         self._progress: int | None = None
         self._due = 0.0
         self._patience = STUCK_SECONDS
+        self._missed_since: float | None = None
+        self._again = AGAIN_SECONDS
 
     def is_due(self, progress: int | None, now: float) -> bool:
         """Whether to ask; ``progress`` is None where nothing waits, else a number that changes with each answer."""
         if self.endpoint is not None and (progress is None or progress != self._progress):
             self._progress, self._patience = progress, STUCK_SECONDS
-            self._due = now + self._patience
+            self._due = now + self._patience * self._spread()
         return now >= self._due
 
-    def answered(self, endpoint: str | None, now: float) -> bool:
-        """Take an answer, None for none; whether the collector is somewhere else than before."""
+    def answered(self, endpoint: str | None, now: float) -> None:
+        """Take an answer, None for none."""
         if endpoint is None:
-            self._due = now + AGAIN_SECONDS
-            return False
-        has_moved = endpoint != self.endpoint
-        self._patience = STUCK_SECONDS if has_moved else min(2 * self._patience, MAX_SECONDS)
-        self.endpoint, self._due = endpoint, now + self._patience
-        return has_moved
+            self._due = now + self._pause(now) * self._spread()
+            return
+        self._missed_since, self._again = None, AGAIN_SECONDS
+        self._patience = STUCK_SECONDS if endpoint != self.endpoint else min(2 * self._patience, MAX_SECONDS)
+        self.endpoint, self._due = endpoint, now + self._patience * self._spread()
+
+    def _pause(self, now: float) -> float:
+        """How long not to ask after a look-up that found nothing."""
+        if self._missed_since is None:
+            self._missed_since = now
+        if now - self._missed_since >= GIVING_UP_SECONDS:
+            return MAX_SECONDS
+        pause, self._again = self._again, min(2 * self._again, AGAIN_MAX_SECONDS)
+        return pause
 
 
 class Following:
@@ -75,7 +100,7 @@ class Following:
         self._find = find
         self._move_to = move_to
         self._progress = progress
-        self._asking = Asking()
+        self._asking = Asking(lambda: 1 - _JITTER * random.random())  # noqa: S311 - nothing secret
         self._leaving = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kvxfer-following", daemon=True)
 
@@ -92,16 +117,16 @@ class Following:
 
     def _run(self) -> None:
         while not self._leaving.is_set():
-            if self._asking.is_due(self._progress(), time.monotonic()):
-                self._ask()
+            self._look()
             self._leaving.wait(LOOK_SECONDS)
 
-    def _ask(self) -> None:
-        endpoint = None
+    def _look(self) -> None:
         try:
-            endpoint = self._find()
-            if self._asking.answered(endpoint, time.monotonic()) and endpoint is not None:
-                self._move_to(endpoint)
+            if self._asking.is_due(self._progress(), time.monotonic()):
+                endpoint = self._find()
+                if endpoint not in (None, self._asking.endpoint):
+                    self._move_to(endpoint)
+                self._asking.answered(endpoint, time.monotonic())
         except Exception as error:  # noqa: BLE001 - telemetry harms nobody, and the next look-up may do
             self._asking.answered(None, time.monotonic())
             logger.debug("no collector was found (%r); it is asked again", error)

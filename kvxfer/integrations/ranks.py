@@ -50,6 +50,12 @@ def rank_labels(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         if environ.get(names["rank"], "").isdecimal():
             found = {label: environ[name] for label, name in names.items() if environ.get(name, "").isdecimal()}
             break
+    return found | place_labels(environ)
+
+
+def place_labels(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those of `rank_labels` that are no launcher's: node, pod, namespace, and all of ``KVXFER_LABELS``."""
+    found: dict[str, str] = {}
     for label, names_of_place in _PLACES.items():
         values = [environ[name] for name in names_of_place if environ.get(name)]
         found |= {label: values[0][-_MAX_VALUE:]} if values else {}

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -24,11 +24,11 @@ from kvxfer.config import CollectorConfig, default_journal
 from kvxfer.errors import ConfigError, KVXferError, RoleError
 from kvxfer.integrations.following import NOWHERE, Following
 from kvxfer.integrations.ranks import rank_labels
-from kvxfer.integrations.resuming import resume, serve, tell_prometheus
-from kvxfer.interval import Interval
 from kvxfer.publisher import StatsPublisher
 from kvxfer.saved import at_once, decode_interval, encoding_interval
-from kvxfer.web import parse_address
+
+if TYPE_CHECKING:
+    from kvxfer.interval import Interval
 
 NAMESPACE: Final = "kvxfer"
 """The namespace of the actors, so that every job of the cluster finds them."""
@@ -72,7 +72,7 @@ class RayCollector:
         place: Place = self._call("place")
         return place
 
-    def snapshot(self) -> Interval:
+    def snapshot(self) -> "Interval":
         """`Collector.snapshot`, all that its journal has, quantiles within 1.1 %; raises what `place` does."""
         return decode_interval(self._call("snapshot"))
 
@@ -91,7 +91,7 @@ class RayCollector:
         try:
             return ray.get(getattr(self._actor, method).remote(), timeout=_START_SECONDS)
         except ray.exceptions.RayError as error:
-            *_, last = str(error).strip().splitlines()
+            *_, last = str(error).strip().splitlines() or [type(error).__name__]
             message = f"the collector {self.name!r} does not answer: {last}"
             raise KVXferError(message) from error
 
@@ -125,6 +125,8 @@ def start_collector(
     node = node_id or ray.get_runtime_context().get_node_id()
     name = name.replace("{node}", node)
     if http is not None:
+        from kvxfer.web import parse_address  # noqa: PLC0415 - no worker of a job has a server
+
         parse_address(http)
     elif file_sd is not None:
         message = "file_sd tells where metrics are served: give http too, '0.0.0.0:0' for a free port"
@@ -155,6 +157,8 @@ class CollectorActor:
     ) -> None:
         """Bind and begin, for the first time or again."""
         import ray  # noqa: PLC0415 - an extra
+
+        from kvxfer.integrations.resuming import resume, serve, tell_prometheus  # noqa: PLC0415 - no worker of a job
 
         logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
         context = ray.get_runtime_context()

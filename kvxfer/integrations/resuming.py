@@ -59,7 +59,8 @@ def tell_prometheus(path: Path, server: WebServer, address: str, name: str) -> N
     ``address``: that of this host, for a server that listens at all of them. Failing is logged.
     """
     host, _, _ = server.url.removeprefix("http://").rpartition(":")
-    reachable = address if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - nothing is bound here
+    node = f"[{address}]" if ":" in address else address
+    reachable = node if host in ("0.0.0.0", "[::]") else host  # noqa: S104 - nothing is bound here
     content = [{"targets": [f"{reachable}:{server.port}"], "labels": {"kvxfer_collector": name}}]
     whole = path.with_name(f".{path.name}.{os.getpid()}")
     try:

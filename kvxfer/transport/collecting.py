@@ -131,7 +131,8 @@ class CollectorSockets:
     def drain(self, seconds: float) -> list[bytes]:
         """Up to `MAX_DRAIN` frames, waiting for the first one, or a subscription, at most so long.
 
-        What had come before all connections were cut off may be more.
+        With what had come just before it may be `_ENOUGH` more; what had come before all connections were cut off may
+        be four times as much.
         """
         if self._keys is not None and self._keys.look(time.monotonic()):
             self._cut_off()

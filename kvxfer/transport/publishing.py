@@ -1,6 +1,7 @@
 """A worker's sockets: they connect, and nothing here ever waits but `PublisherSockets.close`."""
 
 import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,7 @@ _HEARTBEAT_MS: Final = 10_000
 _HEARTBEAT_TTL_MS: Final = 60_000
 # libzmq gives a connection up that was refused for its key, and asks 85 times a second where the other's was wrong.
 _REFUSED_SECONDS: Final = 5.0
+_TERM_SECONDS: Final = 0.1
 
 
 class PublisherSockets:
@@ -106,10 +108,27 @@ class PublisherSockets:
         return received(self._sub)
 
     def close(self, linger: float) -> None:
-        """Close; frames handed over are still delivered within ``linger`` seconds, in which this waits."""
+        """Close; frames handed over are still delivered within ``linger`` seconds, for which and 0.1 s this waits."""
         self._sub.close(0)
         self._push.close(max(0, int(linger * 1000)))
-        self._context.term()
+        _term(self._context, max(0.0, linger) + _TERM_SECONDS)
+
+
+def _term(context: "zmq.Context[zmq.Socket[bytes]]", seconds: float) -> None:
+    """End a context whose sockets are closed, and wait so long for it; what is not over then goes on by itself.
+
+    It is over in a millisecond, or when the system gives up looking for the host of an endpoint: 19 s have been seen.
+    """
+    ending = threading.Thread(target=context.term, name="kvxfer-ending", daemon=True)
+    try:
+        ending.start()
+    except RuntimeError:  # the interpreter ends, or no thread is left: then the context stays as it is, for ever
+        _left.append(context)
+    else:
+        ending.join(seconds)
+
+
+_left: "Final[list[zmq.Context[zmq.Socket[bytes]]]]" = []
 
 
 def _make_private(directory: Path) -> None:

@@ -18,15 +18,15 @@ class Pusher:
 
     def __init__(self, connector: str, labels: Mapping[str, str]) -> None:
         """Begin nothing yet."""
-        self.num_failed = 0
         self._connector = connector
         self._labels = labels
         self._publisher: StatsPublisher | None = None
         self._has_ended = False
+        self._has_warned = False
 
     def __repr__(self) -> str:
-        """Give its publisher and what failed beside it."""
-        return f"<Pusher {self._publisher} failed={self.num_failed}>"
+        """Give its publisher."""
+        return f"<Pusher {self._publisher}>"
 
     def start(self) -> StatsPublisher | None:
         """The publisher, made now if there is none; None where it cannot be made, or has ended."""
@@ -44,12 +44,14 @@ class Pusher:
         return self._publisher
 
     def push(self, stats: Any) -> None:  # noqa: ANN401 - any vLLM-style object or payload
-        """Publish a copy of stats, if they hold something."""
+        """Publish a copy of stats, if they hold something; a push that fails counts as cut."""
         try:
             if not _is_empty(stats) and (publisher := self.start()) is not None:
                 publisher.push(stats)
         except Exception as error:  # noqa: BLE001 - whatever it is
             self._fail(error)
+            if self._publisher is not None:
+                self._publisher.count_cut(1)
 
     def ask_to_close(self) -> None:
         """Begin to send what is left."""
@@ -66,8 +68,8 @@ class Pusher:
                 self._publisher.close()
 
     def _fail(self, error: Exception) -> None:
-        self.num_failed += 1
-        if self.num_failed == 1:
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning("kvxfer cannot publish stats of %s: %s; this is said once", self._connector, _said(error))
 
 

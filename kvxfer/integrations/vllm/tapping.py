@@ -9,9 +9,12 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from kvxfer.connectors.multi import names_of_children
+from kvxfer.connectors.multi import MAX_CHILDREN, names_of_children
 from kvxfer.copying import payload_of
+from kvxfer.errors import ConfigError
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.integrations.ranks import place_labels
+from kvxfer.integrations.vllm import logger
 from kvxfer.integrations.vllm.pushing import Pusher
 
 CHILDREN: Final = ("sub_connectors", "_connectors")
@@ -19,6 +22,9 @@ CHILDREN: Final = ("sub_connectors", "_connectors")
 
 PARALLEL_STATE: Final = "vllm.distributed.parallel_state"
 """Where a worker's ranks are asked for: vLLM 0.11.0 to 0.32.0."""
+
+_MARK: Final = "is_kvxfers"
+# On the methods that shadow others.
 
 
 def tap(connector: Any, config: Any, role: str) -> None:  # noqa: ANN401 - vLLM's own
@@ -30,15 +36,35 @@ def tap(connector: Any, config: Any, role: str) -> None:  # noqa: ANN401 - vLLM'
     name = name_of(connector, config.kv_transfer_config.kv_connector)
     is_worker = role == "WORKER"
     pusher = Pusher(name, labels_of(config, is_worker=is_worker))
-    children = children_of(connector) if name == "MultiConnector" else []
-    takes = [
-        _tap_stats(child, pusher, of=child_name)
-        for child, child_name in zip(children, names_of_children(type(each).__name__ for each in children), strict=True)
-    ]
-    takes = takes or [_tap_stats(connector, pusher)]
-    _tap_shutdown(connector, pusher, takes, [connector, *children])
+    children = _published(children_of(connector)) if name == "MultiConnector" else []
+    try:
+        _tap_all(connector, children, pusher)
+    except Exception:
+        _untap([connector, *children])
+        raise
     if is_worker:
         pusher.start()
+
+
+def _published(children: list[Any]) -> list[Any]:
+    """As many children as stats of a MultiConnector hold; of the others it is said that they are left out."""
+    if left_out := [type(child).__name__ for child in children[MAX_CHILDREN:]]:
+        logger.warning("kvxfer publishes %d children of a MultiConnector, not %s", MAX_CHILDREN, ", ".join(left_out))
+    return children[:MAX_CHILDREN]
+
+
+def _tap_all(connector: Any, children: list[Any], pusher: Pusher) -> None:  # noqa: ANN401 - vLLM's own
+    names = names_of_children(type(child).__name__ for child in children)
+    takes = [_tap_stats(child, pusher, of=name) for child, name in zip(children, names, strict=True)]
+    _tap_shutdown(connector, pusher, takes or [_tap_stats(connector, pusher)], [connector, *children])
+
+
+def _untap(tapped: list[Any]) -> None:
+    """Shadow nothing any more: methods of an object within itself would keep it, and its KV, until a collection."""
+    for each in tapped:
+        for method in ("get_kv_connector_stats", "shutdown"):
+            if hasattr(getattr(each, "__dict__", {}).get(method), _MARK):
+                delattr(each, method)
 
 
 def name_of(connector: Any, configured: str) -> str:  # noqa: ANN401 - vLLM's own
@@ -53,7 +79,7 @@ def children_of(connector: Any) -> list[Any]:  # noqa: ANN401 - vLLM's own
 
 
 def labels_of(config: Any, *, is_worker: bool) -> dict[str, str]:  # noqa: ANN401 - vLLM's own
-    """Engine, role and ranks; what a vLLM of another version calls otherwise is left out."""
+    """Engine, role and ranks, and `place_labels`; what a vLLM of another version calls otherwise is left out."""
     transfer, parallel = config.kv_transfer_config, config.parallel_config
     finders: dict[str, Callable[[], Any]] = {
         "engine": lambda: transfer.engine_id,
@@ -69,6 +95,10 @@ def labels_of(config: Any, *, is_worker: bool) -> dict[str, str]:  # noqa: ANN40
     for name, find in finders.items():
         with contextlib.suppress(Exception):
             labels[name] = str(find())
+    try:
+        labels |= place_labels()
+    except ConfigError as error:
+        logger.warning("kvxfer goes on without these labels: %s", error)
     return labels
 
 
@@ -83,15 +113,13 @@ def _tap_stats(connector: Any, pusher: Pusher, of: str | None = None) -> Callabl
             pusher.push(stats if of is None else _OfChild(of, stats))
         return stats
 
+    setattr(take_and_push, _MARK, True)
     connector.get_kv_connector_stats = take_and_push
     return take_and_push
 
 
 def _tap_shutdown(connector: Any, pusher: Pusher, takes: list[Callable[[], Any]], tapped: list[Any]) -> None:  # noqa: ANN401 - vLLM's own
-    """Send what is left while it shuts down; a process that ends without that sends it in its exit handlers.
-
-    Then nothing is shadowed any more: methods of an object within itself would keep it, and its KV, until a collection.
-    """
+    """Send what is left while it shuts down; a process that ends without that sends it in its exit handlers."""
     shut_down = getattr(connector, "shutdown", None)
     if shut_down is None:
         return
@@ -106,10 +134,9 @@ def _tap_shutdown(connector: Any, pusher: Pusher, takes: list[Callable[[], Any]]
             return shut_down(*args, **kwargs)
         finally:
             pusher.close()
-            for each in tapped:
-                vars(each).pop("get_kv_connector_stats", None)
-            vars(connector).pop("shutdown", None)
+            _untap(tapped)
 
+    setattr(shut_down_and_close, _MARK, True)
     connector.shutdown = shut_down_and_close
 
 
