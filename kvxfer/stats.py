@@ -188,7 +188,7 @@ class TransferStats(KVConnectorStats):
         return self._join(name, CounterState()) if room and isinstance(value, int | float) else None
 
     def _num_carried(self) -> int:
-        return sum(1 for field in self.data if field not in self.fields)
+        return sum(1 for field in self.data if field not in self.fields and field not in _OF_ALL)
 
     # --- merging
 
