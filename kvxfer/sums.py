@@ -73,9 +73,10 @@ class Sum:
         self._waiting_bytes += num_bytes
 
     def add_parts(self, parts: Parts) -> None:
-        """Add what the same sources reported later, and stays as it is, but not stats that only grow."""
+        """Add to totals what the same sources reported later, and stays as it is, but not stats that only grow."""
         if parts.stats is not None and parts.stats.is_bounded():
             self._stats = parts.stats.copy() if self._stats is None else self._stats.follow(parts.stats)
+            self._stats.forget_under_way()
         if parts.form is not None:
             self.wait(parts.form, parts.payloads, parts.num_bytes)
 

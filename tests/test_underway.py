@@ -215,6 +215,21 @@ def test_it_is_in_metrics_records_and_on_the_screen() -> None:
         assert (now.in_flight, now.oldest) == (InFlight(3, 60.0), "2 host:2 Nixl")
 
 
+def test_totals_and_snapshots_tell_of_none_even_within_the_interval() -> None:
+    made = Aggregator(CollectorConfig(), 0.0)
+    payload = {"num_failed_transfers": 1, "under_way": {"num": 3, "oldest": 50.0}}
+    for seq, connector in enumerate(("NixlConnector", "MultiConnector"), 1):
+        by = encode(Source("s", "host", 1, 0.0))
+        told = payload if seq == 1 else {"NixlConnector": payload}
+        made.feed(encode(Report(1, by, connector, seq, 0.0, 1.0, encode_payload(told))), 1.0)
+    for _ in range(2):
+        totals = made.snapshot(5.0)
+        held = [part.stats for part in (*totals.groups, *totals.sources)]
+        assert [(stats.in_flight(), stats.failures()["num_failed_transfers"]) for stats in held] == [(None, 1)] * 4
+        closed = made.close_interval(10.0)
+        assert {part.stats.in_flight() for part in (*closed.groups, *closed.sources)} <= {InFlight(3, 50.0)}
+
+
 # --- a publisher
 
 
@@ -259,6 +274,16 @@ def test_a_worker_that_hangs_tells_so_until_it_goes_on(ipc_endpoint: str, buffer
         publisher.stats.under_way.end(token)
         wait_for(lambda: InFlight(0, 0.0) in collected.told)
         wait_for(lambda: collected.told[-1] is None)
+
+
+def test_of_a_worker_that_ends_nothing_is_under_way(ipc_endpoint: str) -> None:
+    collected = Collected()
+    with Collector(CollectorConfig(endpoint=ipc_endpoint, interval_seconds=PATIENCE), [collected]) as collector:
+        publisher = StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=0.05)
+        publisher.stats.under_way.begin()
+        wait_for(lambda: collector.pipeline().reports_received)
+        publisher.close(PATIENCE)
+    assert collected.told == [InFlight(0, 0.0)]
 
 
 def test_what_hangs_holds_up_neither_flush_nor_close(ipc_endpoint: str) -> None:
