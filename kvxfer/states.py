@@ -261,9 +261,10 @@ class GaugeState:
         other.fold()
         self.rejected += other.rejected
         for source, number in other._readings.items():
-            self._read(source, number)
+            self.read(source, number)
 
-    def _read(self, source: str | None, number: float) -> None:
+    def read(self, source: str | None, number: float) -> None:
+        """Note the level of a source; it takes the place of an earlier one of the same."""
         if source not in self._readings and len(self._readings) >= MAX_READINGS:
             source = None
         held = self._readings.pop(source, None)
@@ -315,7 +316,7 @@ class GaugeState:
             if level is None:
                 self.rejected += 1
             else:
-                self._read(source, level)
+                self.read(source, level)
 
 
 _K = TypeVar("_K")

@@ -55,16 +55,27 @@ class Sum:
     def add(self, part: KVConnectorStats | PackedReport) -> None:
         """Add stats, which stay as they are, or a report, together with others of its batch; signed, where they can."""
         if isinstance(part, PackedReport):
-            part.batch.runs[self].append(part.row)
+            self._add_packed(part)
         else:
             self._stats = merged(self._stats, part)
 
     def own(self, part: KVConnectorStats | PackedReport) -> None:
         """Add what the same sources reported later, of which the stats are its own from here on."""
         if isinstance(part, PackedReport):
-            part.batch.runs[self].append(part.row)
+            self._add_packed(part)
         else:
             self._stats = part if self._stats is None else self._stats.follow(part)
+
+    def _add_packed(self, part: PackedReport) -> None:
+        batch, row = part
+        batch.runs[self].append(row)
+        source = batch.signed.get(row)
+        if source is not None:  # levels are of each source: they are not added up with the batch
+            if self._stats is None:
+                self._stats = batch.form.stats_class()
+            if isinstance(self._stats, TransferStats):
+                level = batch.payloads[row].under_way
+                self._stats.under_way.read(source, level.num, level.oldest)
 
     def wait(self, form: Form, payloads: Iterable[Payload], num_bytes: int) -> None:
         """Add payloads later: plausible ones, all of one form."""

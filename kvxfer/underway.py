@@ -14,8 +14,8 @@ from kvxfer.states import GaugeState
 MAX_TRACKED: Final = 65_536
 """Transfers at once, 7 MB: those of a host that begins and never ends are that many, and no more."""
 
-_MOST: Final = 1 << 53
-_MOST_SECONDS: Final = 10 * 365 * 86_400.0  # no transfer is older than a machine
+MOST_TRANSFERS: Final = 1 << 53
+MOST_SECONDS: Final = 10 * 365 * 86_400.0  # no transfer is older than a machine
 
 
 class InFlight(NamedTuple):
@@ -84,6 +84,11 @@ class UnderWayState:
             self._told = -1 if began else newest
             self._num.set(len(began))
             self._oldest.set(max(0.0, self._now() - began[0]) if began else 0.0)
+
+    def read(self, source: str, num: int, oldest: float) -> None:
+        """Note what a source has read last."""
+        self._num.read(source, num)
+        self._oldest.read(source, oldest)
 
     @property
     def in_flight(self) -> InFlight | None:
@@ -165,6 +170,6 @@ class UnderWayState:
 
 def _are_plausible(num: GaugeState, oldest: GaugeState) -> bool:
     """Whether there are both, and each of them can be."""
-    are_counts = all(type(each) is int and 0 <= each <= _MOST for each in num.readings)
-    are_ages = all(0 <= each <= _MOST_SECONDS for each in oldest.readings)
+    are_counts = all(type(each) is int and 0 <= each <= MOST_TRANSFERS for each in num.readings)
+    are_ages = all(0 <= each <= MOST_SECONDS for each in oldest.readings)
     return not (num.is_empty or oldest.is_empty) and are_counts and are_ages
