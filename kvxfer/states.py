@@ -21,7 +21,7 @@ BEYOND_INT: Final = 2.0**63
 _LARGEST_FLOAT: Final = sys.float_info.max
 
 MAX_READINGS: Final = 4096
-"""Sources of which one gauge holds each reading apart, more than a group has: 0.5 MB. See `GaugeState`."""
+"""Sources of which one gauge holds each reading apart, more than a group has. See `GaugeState`."""
 
 
 class State(Protocol):

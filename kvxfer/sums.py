@@ -23,6 +23,8 @@ MAX_WAITING: Final = 32
 MAX_WAITING_BYTES: Final = 64 << 10
 """Their bytes: what comes in large reports is added up at once."""
 
+_UNDER_WAY: Final = TransferStats.under_way.name
+
 FEW: Final = 8
 """Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
 
@@ -85,7 +87,10 @@ class Sum:
 
     def add_parts(self, parts: Parts) -> None:
         """Add to totals what the same sources reported later, and stays as it is, but not stats that only grow."""
-        if parts.stats is not None and parts.stats.is_bounded():
+        tells_levels_alone = isinstance(parts.stats, TransferStats) and parts.stats.data.keys() == {_UNDER_WAY}
+        if tells_levels_alone and parts.payloads:  # most of what there is at the end of an interval: no copy of nothing
+            pass
+        elif parts.stats is not None and parts.stats.is_bounded():
             self._stats = parts.stats.copy() if self._stats is None else self._stats.follow(parts.stats)
             self._stats.forget_under_way()
         if parts.form is not None:

@@ -33,7 +33,20 @@ class UnderWayState:
     up, and the oldest is the oldest of all.
     """
 
-    __slots__ = ("_began", "_most", "_newest", "_now", "_num", "_oldest", "_told", "begin", "end", "pending", "settle")
+    __slots__ = (
+        "_began",
+        "_most",
+        "_newest",
+        "_next_token",
+        "_now",
+        "_num",
+        "_oldest",
+        "_told",
+        "begin",
+        "end",
+        "pending",
+        "settle",
+    )
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """Have begun nothing; ``now`` is in seconds."""
@@ -41,8 +54,8 @@ class UnderWayState:
         self._began: dict[int, float] = {}
         self._most = [MAX_TRACKED]
         self._newest = [0]
+        self._next_token = count(1).__next__  # of all that threads make which ask for `begin` at once
         self._told = 0  # the newest token when it was last read that nothing is under way
-        self.begin, self.end = self._made()
         self._num, self._oldest = GaugeState("sum"), GaugeState("max")
         self.pending: tuple[()] = ()
         self.settle: Callable[[], None] = self.fold
@@ -57,9 +70,18 @@ class UnderWayState:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - `begin` or `end`
+        """Make both when one is first asked for: most objects are parts that only travel."""
+        if name not in ("begin", "end"):
+            message = f"{type(self).__name__} has no {name}"
+            raise AttributeError(message)
+        self.begin, self.end = self._made()
+        return self.begin if name == "begin" else self.end
+
     def _made(self) -> tuple[Callable[[], int], Callable[[int], None]]:
         # What they use is held by them alone: half of the time that looking it up here would take.
-        began, newest, next_token, now, most = self._began, self._newest, count(1).__next__, self._now, self._most
+        began, newest, now, most = self._began, self._newest, self._now, self._most
+        next_token = self._next_token
 
         def begin() -> int:
             token = next_token()
