@@ -31,6 +31,7 @@ SOURCES = 1000
 LOADS = {"live": 1000, "full": 0}
 """Reports a second; 0 for as many as are taken."""
 
+START_SECONDS = 60.0
 WINDOW_SECONDS = 2.0
 WINDOWS = 20
 SCRAPES_A_SECOND = 10
@@ -80,7 +81,10 @@ def _run(quick: bool, rate: int) -> dict[str, float]:  # noqa: FBT001 - the harn
             scraper = context.Process(target=_scrape, args=(server.port, is_on, theirs), daemon=True)
             sender.start()
             scraper.start()
-            begin.wait()
+            theirs.close()  # the scraper's own is the last one: what is awaited of one that fails ends
+            if not begin.wait(START_SECONDS):
+                message = f"the sender did not begin within {START_SECONDS:.0f} s"
+                raise RuntimeError(message)
             _collect(collector, WINDOW_SECONDS)
             figures = _windows(collector, is_on, 4 if quick else WINDOWS)
             ours.send(None)

@@ -2,7 +2,8 @@
 
 Bytes are of our frame with its envelope against the payload of vLLM's lists without one. The collector side begins
 with encoded reports of 1,000 sources, 1,000 transfers each, and ends with the reduced numbers; ours also tells
-duplicates and keeps each source's own numbers, which vLLM's classes do not.
+duplicates and keeps each source's own numbers, which vLLM's classes do not. Reports that tell of a transfer under way
+stand beside those that do not.
 """
 
 import itertools
@@ -34,20 +35,23 @@ def _source(rank: int) -> Source:
     return Source(f"{rank:032x}", "host", 1, 0.0, {"engine": "decode-0", "role": "kv_consumer", "rank": str(rank)})
 
 
-def report(transfers: int, seed: int = SEED) -> bytes:
-    """The frame of one report of so many transfers."""
+def report(transfers: int, seed: int = SEED, *, tells_under_way: bool = False) -> bytes:
+    """The frame of one report of so many transfers; with one that is under way."""
     stats = NixlConnectorStats()
     for result in telemetry(transfers, seed):
         stats.record_transfer(result.xferDuration / 1e6, result.postDuration / 1e6, result.totalBytes, result.descCount)
+    if tells_under_way:
+        stats.under_way.begin()
+        stats.note_levels()
     outbox = Outbox(_source(0), "NixlConnector", 0.0)
     outbox.observe(stats.drain(for_report=True), 1.0)
     outbox.flush(1.0)
     return outbox.next_frame or b""
 
 
-def reports(sources: int, reports_each: int) -> list[bytes]:
+def reports(sources: int, reports_each: int, frames: Sequence[bytes] = ()) -> list[bytes]:
     """Frames of which none is a duplicate: each source in turn, its numbers from 1 on."""
-    return list(itertools.islice(stream(sources), sources * reports_each))
+    return list(itertools.islice(stream(sources, frames), sources * reports_each))
 
 
 def stream(sources: int, frames: Sequence[bytes] = ()) -> Iterator[bytes]:
@@ -75,8 +79,9 @@ def check_all_taken(aggregator: Aggregator, count: int) -> None:
         raise RuntimeError(message)
 
 
-def _collector() -> Callable[[], object]:
-    frames = reports(SOURCES, 1)
+def _collector(*, tells_under_way: bool = False) -> Callable[[], object]:
+    contents = [report(TRANSFERS, SEED + n, tells_under_way=tells_under_way) for n in range(CONTENTS)]
+    frames = reports(SOURCES, 1, contents)
 
     def collect() -> object:
         aggregator = Aggregator(CollectorConfig(), 0.0)
@@ -123,6 +128,7 @@ for _size in SIZES:
     CASES[f"vllm_{_size}"] = partial(lambda _quick, size: len(payload(size)), size=_size)
 CASES |= {
     "kvxfer_collector": partial(_milliseconds, make=_collector),
+    "kvxfer_under_way": partial(_milliseconds, make=partial(_collector, tells_under_way=True)),
     "vllm_collector": partial(_milliseconds, make=_vllm),
     "kvxfer_collector_memory": partial(_mebibytes, make=_collector),
     "vllm_collector_memory": partial(_mebibytes, make=_vllm),
@@ -130,5 +136,6 @@ CASES |= {
 ROWS = (
     *(Row(f"{size:,} transfers", f"kvxfer_{size}", f"vllm_{size}", BUDGETS.get(size)) for size in SIZES),
     Row("collector side, decode, aggregate, reduce", "kvxfer_collector", "vllm_collector", 1 / 25, unit="ms"),
+    Row("collector side, telling what is under way", "kvxfer_under_way", "kvxfer_collector", unit="ms"),
     Row("collector side, memory", "kvxfer_collector_memory", "vllm_collector_memory", 1 / 30, unit="MiB"),
 )

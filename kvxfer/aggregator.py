@@ -191,8 +191,7 @@ class Aggregator:
             group = known.groups[connector] = self._groups.of(known.source, connector)
         if part.is_empty():
             return
-        if not isinstance(part, PackedReport):
-            part.sign(known.source.id)
+        part.sign(known.source.id)
         group.ranks.add(known.encoded)  # the one object that is kept anyway
         group.open.add(part)
         view = self._views.of(known, connector, self.sources.num_departed)

@@ -117,6 +117,9 @@ class KVConnectorStats:
     def note_levels(self) -> None:
         """Read what changes while nothing is recorded; called about once a second."""
 
+    def forget_under_way(self) -> None:
+        """Hold no number of transfers under way any more, as totals do: it is that of one interval."""
+
     def in_flight(self) -> InFlight | None:
         """Transfers that are under way now, None where the class does not know."""
         return None

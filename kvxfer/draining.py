@@ -129,6 +129,8 @@ class Draining:
     def end(self, end_by: float) -> None:
         """Send what is left, until it is acknowledged or it is ``end_by`` (monotonic), and give everything free."""
         self.stop_recording()
+        with self._harmless.guard():
+            self._note()  # of who ends nothing is under way
         self.step(close=True, note=False)
         self.outbox.part()
         while not (self.step(close=True, note=False) and self.outbox.has_parted) and time.monotonic() < end_by:

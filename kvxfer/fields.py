@@ -106,5 +106,9 @@ class UnderWay(Field):
 
     kind = "under_way"
 
+    def __init__(self, unit: str, help: str) -> None:  # noqa: A002 - as everywhere
+        """Declare the field, which has no labels."""
+        super().__init__(unit, help)
+
     def _new(self) -> UnderWayState:
         return UnderWayState()

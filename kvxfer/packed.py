@@ -19,6 +19,7 @@ from kvxfer.factory import KVConnectorFactory
 from kvxfer.fields import Counter, Distribution
 from kvxfer.states import CounterState, State
 from kvxfer.stats import TransferStats
+from kvxfer.underway import MOST_SECONDS, MOST_TRANSFERS
 from kvxfer.wire import UNREADABLE, Report
 
 Payload: TypeAlias = Any
@@ -28,13 +29,22 @@ MAX_BYTES_AT_ONCE: Final = 4 << 20
 """Bytes of frames that are opened together: a full drain of reports of 16 kB."""
 
 _REJECTED: Final = TransferStats.rejected_observations.name
+_UNDER_WAY: Final = TransferStats.under_way.name
 _Part: TypeAlias = Annotated[bytes, msgspec.Meta(min_length=1)]  # no bytes say that a payload has none of a field
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 _OUR_METHODS: Final = ("__init__", "_load", "aggregate", "is_empty", "num_rejected", "is_bounded", "copy")
 
 
+class _UnderWay(msgspec.Struct, frozen=True, gc=False):
+    num: Annotated[int, msgspec.Meta(ge=0, le=MOST_TRANSFERS)]
+    oldest: Annotated[float, msgspec.Meta(ge=0, le=MOST_SECONDS)]
+
+
 class Form:
-    """What payloads of a class look like that hold nothing but packed distributions and counters, without labels."""
+    """What payloads of a class look like that hold packed distributions and counters, without labels, and no gauge.
+
+    They may tell of transfers under way.
+    """
 
     def __init__(self, stats_class: type[TransferStats]) -> None:
         """Read the declaration."""
@@ -46,6 +56,7 @@ class Form:
         self.counters = (*(name for name, declared in plain.items() if isinstance(declared, Counter)), _REJECTED)
         fields: list[Any] = [(name, _Part, b"") for name in self.distributions]
         fields += [(name, _Count, 0) for name in self.counters]
+        fields.append((_UNDER_WAY, _UnderWay | msgspec.UnsetType, msgspec.UNSET))
         struct = msgspec.defstruct(stats_class.__name__, fields, forbid_unknown_fields=True, frozen=True, gc=False)
         self.nothing = struct()
         self._decoder = msgspec.msgpack.Decoder(struct)
@@ -84,7 +95,7 @@ class Batch:
         self.form = form
         self.payloads = payloads
         fields = list(zip(*map(msgspec.structs.astuple, payloads), strict=True))
-        distributions, counters = fields[: len(form.distributions)], fields[len(form.distributions) :]
+        distributions, counters = fields[: len(form.distributions)], fields[len(form.distributions) : -1]
         self._columns = [
             (name, Column(parts)) for name, parts in zip(form.distributions, distributions, strict=True) if any(parts)
         ]
@@ -101,6 +112,8 @@ class Batch:
             self.sizes += column.sizes
         self.runs: defaultdict[Any, list[int]] = defaultdict(list)
         """Which payloads are to be added to what: see `sums.add_batch`."""
+        self.signed: dict[int, str] = {}
+        """By whom the payloads are that tell of transfers under way."""
 
     def sums(self, runs: Sequence[Sequence[int]]) -> list[TransferStats]:
         """The sum of the payloads of each run: their numbers, plausible ones, at least one."""
@@ -126,6 +139,11 @@ class PackedReport(NamedTuple):
 
     batch: Batch
     row: int
+
+    def sign(self, source: str) -> None:
+        """Say whose it is."""
+        if self.batch.payloads[self.row].under_way is not msgspec.UNSET:
+            self.batch.signed[self.row] = source
 
     def num_rejected(self) -> int:
         """Observations that were refused."""

@@ -15,6 +15,14 @@ def exact_values(state: Any) -> int:  # noqa: ANN401 - any state
     return state.count if isinstance(state, DistributionState) and state.is_exact else 0
 
 
+def counted(state: Any) -> float:  # noqa: ANN401 - of a counter
+    """The count of a counter, over all its label sets."""
+    if isinstance(state, LabelledState):
+        return sum(map(counted, state.children.values()))
+    value: float = state.to_value()
+    return value
+
+
 def describe(state: Any) -> Any:  # noqa: ANN401 - any state, any plain data
     r"""A state as plain data of JSON: a number, or count, sum, extremes and quantiles; labels joined by commas.
 

@@ -151,6 +151,7 @@ class Sources:
         self.num_departed = 0
         """How often one was taken to be gone."""
         self._departed: dict[bytes, Source] = {}
+        self._told_silent: set[bytes] = set()
         self.wants_commit = False
         """Whether somebody waits for the acknowledgement to end."""
 
@@ -201,7 +202,8 @@ class Sources:
             raise TooManySourcesError(message)
         encoded, _ = self._gone.popitem(last=False)
         self._relays.pop(encoded, None)
-        self._departed.pop(encoded, None)
+        if encoded not in self._told_silent:  # who was told of it would take it to be back
+            self._departed.pop(encoded, None)
         self._num_bytes -= len(encoded)
         known = self.by_bytes.pop(encoded)
         del self._by_id[known.source.id]
@@ -284,7 +286,9 @@ class Sources:
     def absent(self, now: float) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
         """Those that are silent, and those that left since this was last asked, which are taken."""
         departed, self._departed = self._departed, {}
-        return self.silent(now), tuple(departed.values())
+        silent = self._unheard(now, self._config.silent_seconds)
+        self._told_silent = {known.encoded for known in silent}
+        return tuple(known.source for known in silent), tuple(departed.values())
 
     def expire(self, now: float) -> None:
         """Give up those that were not heard of for ``gone_seconds``: killed, or cut off for good."""

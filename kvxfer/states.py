@@ -20,6 +20,9 @@ BEYOND_INT: Final = 2.0**63
 
 _LARGEST_FLOAT: Final = sys.float_info.max
 
+MAX_READINGS: Final = 4096
+"""Sources of which one gauge holds each reading apart, more than a group has. See `GaugeState`."""
+
 
 class State(Protocol):
     """What every field's state can do; `DistributionState` is one too."""
@@ -165,7 +168,8 @@ class CounterState:
 
 def _sum(readings: Collection[float]) -> float:
     # In the order of their sizes: floats add up to the same whoever came first.
-    return max(-_LARGEST_FLOAT, min(_LARGEST_FLOAT, sum(sorted(readings))))
+    total = max(-_LARGEST_FLOAT, min(_LARGEST_FLOAT, sum(sorted(readings))))
+    return total if -BEYOND_INT < total < BEYOND_INT else float(total)
 
 
 _MERGES: Final[dict[str, Callable[[Collection[float]], float]]] = {
@@ -180,8 +184,8 @@ class GaugeState:
     """A level that was read; ``merge`` says how the levels of several become one: last, max, min or sum.
 
     Of one source the last reading counts: one that is signed (`sign`) takes the place of an earlier one of the same,
-    and what the same sources read later that of all (`make_way`). Law: the value is the same in any order of sources,
-    but for "last".
+    and what the same sources read later that of all (`make_way`). Law: the value is the same in any order of up to
+    `MAX_READINGS` sources, but for "last"; of those beyond each reading counts, as if it were of another one.
     """
 
     __slots__ = ("_choose", "_readings", "merge_rule", "pending", "rejected", "settle")
@@ -219,11 +223,15 @@ class GaugeState:
         """The level, None before the first reading."""
         return self._choose(self._readings.values()) if self._readings else None
 
+    @property
+    def readings(self) -> Collection[float]:
+        """What was read, of each source that has signed."""
+        return self._readings.values()
+
     def set(self, value: float) -> None:
         """Note the level as it is now; a value that is not finite is counted in ``rejected``."""
-        number = as_number(value)
-        # An int beyond all floats is no level of anything.
-        if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT:
+        number = _as_level(value)
+        if number is not None:
             self._readings = {None: number}
         else:
             self.rejected += 1
@@ -253,9 +261,15 @@ class GaugeState:
         other.fold()
         self.rejected += other.rejected
         for source, number in other._readings.items():
-            held = self._readings.pop(source, None)
-            is_others = source is None and held is not None
-            self._readings[source] = self._choose((held, number)) if is_others and held is not None else number
+            self.read(source, number)
+
+    def read(self, source: str | None, number: float) -> None:
+        """Note the level of a source; it takes the place of an earlier one of the same."""
+        if source not in self._readings and len(self._readings) >= MAX_READINGS:
+            source = None
+        held = self._readings.pop(source, None)
+        is_others = source is None and held is not None
+        self._readings[source] = self._choose((held, number)) if is_others and held is not None else number
 
     def drain(self) -> "GaugeState":
         """Take the value; a gauge has none until it is read again."""
@@ -287,18 +301,22 @@ class GaugeState:
 
     def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
         """Note a number, the last one of a list (vLLM's form), or what `to_value` gives of those that are signed."""
-        if isinstance(payload, dict) and self.merge_rule != "last" and all(isinstance(key, str) for key in payload):
-            for source, reading in payload.items():
-                self._load_signed(source, reading)
+        if isinstance(payload, dict) and self.merge_rule != "last":
+            self._load_signed(payload)
             return
         for number in _numbers(payload)[-1:]:
             self.set(number)
 
-    def _load_signed(self, source: str, reading: object) -> None:
-        made = GaugeState(self.merge_rule)
-        made.load(reading if not isinstance(reading, dict) else None)
-        made.sign(source)
-        self.merge(made)
+    def _load_signed(self, payload: dict[Any, Any]) -> None:
+        if not all(source is None or isinstance(source, str) for source in payload):
+            message = "expected a number by each source, got one by something else"
+            raise StatsError(message)
+        for source, number in zip(payload, _numbers([*payload.values()]), strict=True):
+            level = _as_level(number)
+            if level is None:
+                self.rejected += 1
+            else:
+                self.read(source, level)
 
 
 _K = TypeVar("_K")
@@ -323,6 +341,12 @@ def as_number(value: object) -> float | None:
         return float(value) if isinstance(value, Real) else None
     except OverflowError:
         return None
+
+
+def _as_level(value: object) -> float | None:
+    """A finite number, None for anything else; an int beyond all floats is no level of anything."""
+    number = as_number(value)
+    return number if number is not None and -_LARGEST_FLOAT <= number <= _LARGEST_FLOAT else None
 
 
 def _numbers(payload: Any) -> list[float]:  # noqa: ANN401 - whatever a peer sent

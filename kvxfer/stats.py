@@ -13,7 +13,7 @@ from kvxfer.distribution import DistributionState, merged, pack_all
 from kvxfer.errors import StatsError
 from kvxfer.fields import Counter, Field, UnderWay
 from kvxfer.labelled import LabelledState
-from kvxfer.reading import describe, exact_values, reduce_field
+from kvxfer.reading import counted, describe, exact_values, reduce_field
 from kvxfer.rows import PIECE_ROWS, Row, RowBuffer
 from kvxfer.states import MAX_LABEL, CounterState, GaugeState, State, halves_of
 from kvxfer.underway import InFlight, UnderWayState
@@ -188,7 +188,7 @@ class TransferStats(KVConnectorStats):
         return self._join(name, CounterState()) if room and isinstance(value, int | float) else None
 
     def _num_carried(self) -> int:
-        return sum(1 for field in self.data if field not in self.fields)
+        return sum(1 for field in self.data if field not in self.fields and field not in _OF_ALL)
 
     # --- merging
 
@@ -344,13 +344,19 @@ class TransferStats(KVConnectorStats):
     def failures(self) -> dict[str, float]:
         """The counters that are declared as failures."""
         names = [name for name, field in self.fields.items() if isinstance(field, Counter) and field.failure]
-        return {name: _counted(getattr(self, name)) for name in names}
+        return {name: counted(getattr(self, name)) for name in names}
 
     def note_levels(self) -> None:
         """Read how many transfers are under way."""
         state = self.data.get("under_way")
         if state is not None:
             state.note()
+
+    def forget_under_way(self) -> None:
+        """Hold no number of transfers under way any more; the state stays."""
+        state = self.data.get("under_way")
+        if state is not None:
+            state.drain()
 
     def in_flight(self) -> InFlight | None:
         """Transfers under way, as of the last reading of each source; None where none tells of them."""
@@ -389,11 +395,3 @@ def _holds_rows(payload: Mapping[str, Any], row: Row) -> bool:
     columns = [payload.get(column.name) for column in row.columns]
     lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
     return len(lengths) == 1 and -1 not in lengths and not (row.rate and row.rate.name in payload)
-
-
-def _counted(state: State) -> float:
-    """The count of a counter, over all its label sets."""
-    if isinstance(state, LabelledState):
-        return sum(map(_counted, state.children.values()))
-    value: float = state.to_value()
-    return value

@@ -23,6 +23,8 @@ MAX_WAITING: Final = 32
 MAX_WAITING_BYTES: Final = 64 << 10
 """Their bytes: what comes in large reports is added up at once."""
 
+_UNDER_WAY: Final = TransferStats.under_way.name
+
 FEW: Final = 8
 """Reports of one source or group that wait for more to come: so few are not worth being added up by themselves."""
 
@@ -55,16 +57,27 @@ class Sum:
     def add(self, part: KVConnectorStats | PackedReport) -> None:
         """Add stats, which stay as they are, or a report, together with others of its batch; signed, where they can."""
         if isinstance(part, PackedReport):
-            part.batch.runs[self].append(part.row)
+            self._add_packed(part)
         else:
             self._stats = merged(self._stats, part)
 
     def own(self, part: KVConnectorStats | PackedReport) -> None:
         """Add what the same sources reported later, of which the stats are its own from here on."""
         if isinstance(part, PackedReport):
-            part.batch.runs[self].append(part.row)
+            self._add_packed(part)
         else:
             self._stats = part if self._stats is None else self._stats.follow(part)
+
+    def _add_packed(self, part: PackedReport) -> None:
+        batch, row = part
+        batch.runs[self].append(row)
+        source = batch.signed.get(row)
+        if source is not None:  # levels are of each source: they are not added up with the batch
+            if self._stats is None:
+                self._stats = batch.form.stats_class()
+            if isinstance(self._stats, TransferStats):
+                level = batch.payloads[row].under_way
+                self._stats.under_way.read(source, level.num, level.oldest)
 
     def wait(self, form: Form, payloads: Iterable[Payload], num_bytes: int) -> None:
         """Add payloads later: plausible ones, all of one form."""
@@ -73,9 +86,13 @@ class Sum:
         self._waiting_bytes += num_bytes
 
     def add_parts(self, parts: Parts) -> None:
-        """Add what the same sources reported later, and stays as it is, but not stats that only grow."""
-        if parts.stats is not None and parts.stats.is_bounded():
+        """Add to totals what the same sources reported later, and stays as it is, but not stats that only grow."""
+        tells_levels_alone = isinstance(parts.stats, TransferStats) and parts.stats.data.keys() == {_UNDER_WAY}
+        if tells_levels_alone and parts.payloads:  # most of what there is at the end of an interval: no copy of nothing
+            pass
+        elif parts.stats is not None and parts.stats.is_bounded():
             self._stats = parts.stats.copy() if self._stats is None else self._stats.follow(parts.stats)
+            self._stats.forget_under_way()
         if parts.form is not None:
             self.wait(parts.form, parts.payloads, parts.num_bytes)
 

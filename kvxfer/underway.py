@@ -14,6 +14,9 @@ from kvxfer.states import GaugeState
 MAX_TRACKED: Final = 65_536
 """Transfers at once, 7 MB: those of a host that begins and never ends are that many, and no more."""
 
+MOST_TRANSFERS: Final = 1 << 53
+MOST_SECONDS: Final = 10 * 365 * 86_400.0  # no transfer is older than a machine
+
 
 class InFlight(NamedTuple):
     """Transfers that are under way now, and how long the oldest of them has been."""
@@ -30,15 +33,29 @@ class UnderWayState:
     up, and the oldest is the oldest of all.
     """
 
-    __slots__ = ("_began", "_newest", "_now", "_num", "_oldest", "_told", "begin", "end", "pending", "settle")
+    __slots__ = (
+        "_began",
+        "_most",
+        "_newest",
+        "_next_token",
+        "_now",
+        "_num",
+        "_oldest",
+        "_told",
+        "begin",
+        "end",
+        "pending",
+        "settle",
+    )
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         """Have begun nothing; ``now`` is in seconds."""
         self._now = now
         self._began: dict[int, float] = {}
+        self._most = [MAX_TRACKED]
         self._newest = [0]
+        self._next_token = count(1).__next__  # of all that threads make which ask for `begin` at once
         self._told = 0  # the newest token when it was last read that nothing is under way
-        self.begin, self.end = self._made()
         self._num, self._oldest = GaugeState("sum"), GaugeState("max")
         self.pending: tuple[()] = ()
         self.settle: Callable[[], None] = self.fold
@@ -53,20 +70,30 @@ class UnderWayState:
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - `begin` or `end`
+        """Make both when one is first asked for: most objects are parts that only travel."""
+        if name not in ("begin", "end"):
+            message = f"{type(self).__name__} has no {name}"
+            raise AttributeError(message)
+        self.begin, self.end = self._made()
+        return self.begin if name == "begin" else self.end
+
     def _made(self) -> tuple[Callable[[], int], Callable[[int], None]]:
         # What they use is held by them alone: half of the time that looking it up here would take.
-        began, newest, next_token, now, most = self._began, self._newest, count(1).__next__, self._now, MAX_TRACKED
+        began, newest, now, most = self._began, self._newest, self._now, self._most
+        next_token = self._next_token
 
         def begin() -> int:
-            newest[0] = token = next_token()
-            if len(began) < most:
+            token = next_token()
+            if len(began) < most[0]:
                 began[token] = now()
+                newest[0] = token
             return token
 
         def end(token: int) -> None:
             try:  # noqa: SIM105 - a `suppress` takes as long as all the rest
                 began.pop(token, None)
-            except TypeError:  # what has no hash is no token
+            except Exception:  # noqa: BLE001, S110 - what has no hash, or one that fails, is no token
                 pass
 
         return begin, end
@@ -79,6 +106,11 @@ class UnderWayState:
             self._told = -1 if began else newest
             self._num.set(len(began))
             self._oldest.set(max(0.0, self._now() - began[0]) if began else 0.0)
+
+    def read(self, source: str, num: int, oldest: float) -> None:
+        """Note what a source has read last."""
+        self._num.read(source, num)
+        self._oldest.read(source, oldest)
 
     @property
     def in_flight(self) -> InFlight | None:
@@ -131,28 +163,35 @@ class UnderWayState:
         self._told = self._newest[0]
 
     def stop(self) -> None:
-        """Read nothing from now on."""
-        self.forget_pending()
+        """Begin nothing from now on; read once more that nothing is under way, if anything else was told."""
+        self._most[0] = 0
+        self._began.clear()
 
-    def to_value(self) -> list[Any]:
-        """Number and age of the oldest, each by its source where they are signed."""
-        return [self._num.to_value(), self._oldest.to_value()]
+    def to_value(self) -> dict[str, Any]:
+        """Number and age of the oldest in seconds, each by its source where they are signed."""
+        return {"num": self._num.to_value(), "oldest": self._oldest.to_value()}
 
-    def to_packed(self) -> list[Any]:
+    def to_packed(self) -> dict[str, Any]:
         """Number, and age of the oldest in seconds."""
-        return [self._num.to_packed(), self._oldest.to_packed()]
+        return {"num": self._num.to_packed(), "oldest": self._oldest.to_packed()}
 
     def load(self, payload: Any) -> None:  # noqa: ANN401 - whatever a peer sent
-        """Add a payload of either form."""
-        if not isinstance(payload, list | tuple) or len(payload) != 2:  # noqa: PLR2004 - number and age
-            message = f"expected number and age of transfers under way, got {type(payload).__name__}"
-            raise StatsError(message)
+        """Add a payload of either form; one that has none is an observation refused, and costs no other one."""
         num, oldest = GaugeState("sum"), GaugeState("max")
-        num.load(payload[0])
-        oldest.load(payload[1])
-        readings = [num.value, oldest.value]
-        if any(reading is None or reading < 0 for reading in readings) or num.rejected or oldest.rejected:
-            message = f"expected number and age of transfers under way, got {readings}"
-            raise StatsError(message)
-        self._num.merge(num)
-        self._oldest.merge(oldest)
+        try:
+            num.load(payload["num"])
+            oldest.load(payload["oldest"])
+        except (StatsError, TypeError, LookupError):
+            num.rejected += 1
+        if num.rejected or oldest.rejected or not _are_plausible(num, oldest):
+            self._num.rejected += 1
+        else:
+            self._num.merge(num)
+            self._oldest.merge(oldest)
+
+
+def _are_plausible(num: GaugeState, oldest: GaugeState) -> bool:
+    """Whether there are both, and each of them can be."""
+    are_counts = all(type(each) is int and 0 <= each <= MOST_TRANSFERS for each in num.readings)
+    are_ages = all(0 <= each <= MOST_SECONDS for each in oldest.readings)
+    return not (num.is_empty or oldest.is_empty) and are_counts and are_ages

@@ -29,7 +29,7 @@ MOST_SENTENCES: Final = 60
 _CONFIRMED: Final = 2  # intervals in a row: one alone is a compaction somewhere, or a neighbour's checkpoint
 
 
-class Place(NamedTuple):
+class Watched(NamedTuple):
     """One connector of one source."""
 
     source: str
@@ -170,7 +170,7 @@ class SlowWatch:
         """Know of nobody that is slow."""
         self._factor = factor
         self._group_by = group_by
-        self._slow: dict[Place, _Slow] = {}
+        self._slow: dict[Watched, _Slow] = {}
 
     def take(self, interval: Interval) -> list[str]:
         """The sentences of an interval."""
@@ -180,7 +180,7 @@ class SlowWatch:
                 ((view, self._group(view), _pace(view.stats)) for view in interval.sources), self._factor
             )
         ]
-        self._forget(interval.end, {Place(view.source.id, view.connector) for view, _ in found})
+        self._forget(interval.end, {Watched(view.source.id, view.connector) for view, _ in found})
         due = [(view, words) for view, words in found if self._is_due(view, interval.end)]
         sentences = [self._sentence(view, words, interval.end) for view, words in due[:MOST_NAMED]]
         if len(due) > MOST_NAMED:
@@ -192,7 +192,7 @@ class SlowWatch:
 
     def _is_due(self, view: SourceView, now: float) -> bool:
         """Count the interval; whether it is to be said in it."""
-        slow = self._slow.setdefault(Place(view.source.id, view.connector), _Slow())
+        slow = self._slow.setdefault(Watched(view.source.id, view.connector), _Slow())
         slow.in_a_row += 1
         is_due = slow.said_at is None or now - slow.said_at >= REPEAT_SECONDS
         if slow.in_a_row < _CONFIRMED or not is_due:
@@ -201,12 +201,12 @@ class SlowWatch:
         return True
 
     def _sentence(self, view: SourceView, words: str, now: float) -> str:
-        slow = self._slow[Place(view.source.id, view.connector)]
+        slow = self._slow[Watched(view.source.id, view.connector)]
         again = f"; in {slow.unsaid} more intervals since this was last said" if slow.unsaid else ""
         slow.said_at, slow.unsaid = now, 0
         return f"Worker {name_of(view.source)} is slow in {view.connector}: {words}{again}"
 
-    def _forget(self, now: float, slow: set[Place]) -> None:
+    def _forget(self, now: float, slow: set[Watched]) -> None:
         """Those that are not slow now begin anew; who was said is remembered for as long as it is not said again."""
         for place in [place for place in self._slow if place not in slow]:
             held = self._slow[place]

@@ -11,6 +11,9 @@ Rules of its evolution (golden bytes in ``tests/golden`` hold us to them):
 3. ``version`` changes only when an old reader would misread; a reader refuses versions that it does not know.
 4. A new kind of message takes a new tag; an old reader refuses it and goes on.
 5. Labels, payload keys and connectors are data: a new one needs no new version.
+6. A payload key that a reader does not know is carried on where it is packed bytes, a list of values or a number, and
+   counted as one observation refused where it is anything else. So what is none of these is a map: ``under_way``, in a
+   payload of any declared stats, is ``{"num": transfers under way, "oldest": seconds that the oldest has been}``.
 """
 
 import math

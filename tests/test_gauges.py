@@ -15,6 +15,7 @@ from kvxfer.fields import Gauge
 from kvxfer.interval import Interval
 from kvxfer.outbox import MAX_KEPT, Outbox
 from kvxfer.relay import Relay
+from kvxfer.states import MAX_READINGS, GaugeState
 from kvxfer.stats import TransferStats
 from kvxfer.wire import Report, Source, decode, decode_payload, encode, encode_payload
 
@@ -118,6 +119,34 @@ def test_a_sum_of_floats_is_the_same_in_any_order(values: list[float]) -> None:
     for number, value in enumerate(values):
         made.feed(frame(number, 1, read(value).to_packed()), 1.0)
     assert of_group(made.close_interval(10.0))["blocks"] == sum(sorted(values))
+
+
+def test_a_gauge_holds_a_bounded_number_of_readings_and_more_count_by_the_rule() -> None:
+    for made in (GaugeState("sum"), GaugeState("max")):
+        for number in range(MAX_READINGS + 10):
+            one = GaugeState(made.merge_rule)
+            one.set(number)
+            one.sign(f"s{number}")
+            made.merge(one)
+        assert len(made.readings) == MAX_READINGS + 1
+        loaded = GaugeState(made.merge_rule)
+        loaded.load(made.to_value() | {f"t{number}": 1 for number in range(10)})
+        assert len(loaded.readings) == MAX_READINGS + 1
+        numbers = [*range(MAX_READINGS + 10), *[1] * 10]
+        assert loaded.value == (sum(numbers) if made.merge_rule == "sum" else max(numbers))
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("-inf"), 10**400])
+def test_a_reading_that_is_not_finite_is_refused_and_those_beside_it_count(odd: Any) -> None:
+    made = GaugeState("sum")
+    made.load({"a": 1, "b": odd, None: 2})
+    assert (made.value, made.rejected) == (3, 1)
+
+
+def test_a_sum_that_no_readers_int_holds_is_a_float() -> None:
+    made = GaugeState("sum")
+    made.load(dict.fromkeys("abc", (1 << 63) - 1))
+    assert isinstance(made.value, float)
 
 
 def test_a_publisher_that_may_not_close_tells_the_last_level() -> None:

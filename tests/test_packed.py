@@ -20,6 +20,14 @@ SOURCES = [
 ]
 DURATIONS = [2.0**-20, 0.001953125, 0.25, 4.0]  # with the rates their sums are exact, in any order
 
+UNDER_WAY: list[dict[str, Any]] = [
+    {"under_way": told}
+    for told in (
+        *({"num": 2, "oldest": 7}, {"num": 2, "oldest": 0.5, "newer": 1}, {"num": {"a": 1}, "oldest": {"a": 1}}),
+        *({"num": 2, "oldest": float("nan")}, {"num": 2.0, "oldest": 0.5}, {"num": -1, "oldest": 1}, [1, 2], None),
+    )
+]
+
 
 def transfers(rng: random.Random, count: int) -> NixlConnectorStats:
     stats = NixlConnectorStats()
@@ -35,8 +43,15 @@ def payload(rng: random.Random) -> dict[str, Any]:
         stats.num_failed_transfers.add(rng.choice([1, 1 << 60, 0.5]))
     if rng.random() < 0.2:
         stats.transfer_duration.observe(rng.choice([-1.0, 0.5]))
+    if rng.random() < 0.4:
+        tokens = [stats.under_way.begin() for _ in range(rng.randrange(3))]
+        stats.note_levels()
+        stats.under_way.end(tokens and tokens[0])
+        stats.note_levels()
     packed = stats.to_dict() if rng.random() < 0.2 else stats.to_packed()
-    odd: dict[str, Any] = rng.choice([{}] * 9 + [{"newer": 3}, {"post_duration": b""}, {"num_failed_transfers": -1}])
+    odd: dict[str, Any] = rng.choice(
+        [{}] * 9 + [{"newer": 3}, {"post_duration": b""}, {"num_failed_transfers": -1}] + UNDER_WAY
+    )
     return packed | odd
 
 

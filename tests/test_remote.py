@@ -60,6 +60,11 @@ def record(endpoint: str, count: int = 3) -> None:
             publisher.stats.record_transfer(0.5, 0.001, 1024, 2)
 
 
+def states(following: Following) -> list[tuple[str, str]]:
+    now = following.now()
+    return [] if now is None else [(row.row.labels["rank"], row.state) for row in now.ranks]
+
+
 def transfers(following: Following) -> list[tuple[str, int | None]]:
     """Who moved what in the intervals that have come."""
     return [(row.row.labels["rank"], row.row.num_transfers) for now in following.look() for row in now.ranks]
@@ -79,12 +84,11 @@ def test_it_knows_who_was_there_before(ipc_endpoint: str) -> None:
         record(ipc_endpoint)
         publisher.stats.record_transfer(0.5, 0.001, 1024, 2)
         assert publisher.flush(PATIENCE)
-        time.sleep(0.3)
+        with watching(url) as (_, earlier):
+            wait_for(lambda: earlier.look() and ("5", "idle") in states(earlier))
         with watching(url) as (_, following):
-            wait_for(lambda: following.look() and following.now())
-            now = following.now()
-            assert now is not None
-            assert [(row.row.labels["rank"], row.state) for row in now.ranks] == [("5", "idle")]
+            wait_for(following.look)
+            assert states(following) == [("5", "idle")]
 
 
 def test_each_interval_is_seen_once_and_in_order(ipc_endpoint: str) -> None:
@@ -161,7 +165,10 @@ TOTALS = http_of(line(0.0))
         ([http_of(b'{"start": 1}')], "missing required field `version`"),
         ([http_of(line(0.0, version=2))], "version 2, this kvxfer reads 1: upgrade kvxfer"),
         ([http_of(b"nothing", status="404 Not \x1b[2JFound")], r"404 Not \x1b[2JFound: name the address of its --http"),
-        ([http_of(b'{"error": "16 pages are open"}', status="503 Busy")], "503 16 pages are open"),
+        (
+            [http_of(b'{"error": "16 pages are open"}', status="503 Busy")],
+            "no room for one more now: 16 pages are open: try again later",
+        ),
         ([TOTALS, http_of(b"{}")], "its events are none"),
     ],
 )
@@ -199,6 +206,10 @@ def event(content: bytes, name: bytes = b"interval") -> bytes:
     return http_of(b": \n\nevent: " + name + b"\ndata: " + content + b"\n\n", "text/event-stream")
 
 
+BROKEN = [(1000.0, 900.0), (900.0, 901.0), (10.0,)]
+"""Where the intervals begin that are told until the connection breaks."""
+
+
 @pytest.mark.parametrize(
     ("content", "trouble"),
     [
@@ -224,8 +235,20 @@ def test_a_flood_of_intervals_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     with answering(TOTALS, http_of(told, "text/event-stream"), TOTALS) as url:
         watched = Remote(url)
         try:
-            wait_for(lambda: watched._last_end == 50.0)
+            wait_for(lambda: watched._last == (49.0, 50.0))
             assert [span.end for span in watched.spans()] == [float(n) for n in range(41, 51)]
+        finally:
+            watched.close()
+
+
+def test_a_clock_that_was_set_back_hides_nothing_and_what_was_told_is_told_once() -> None:
+    told = [b"".join(b"event: interval\ndata: " + line(start) + b"\n\n" for start in starts) for starts in BROKEN]
+    with answering(TOTALS, *(http_of(each, "text/event-stream") for each in told)) as url:
+        watched = Remote(url)
+        try:
+            ends: list[float] = []
+            wait_for(lambda: ends.extend(span.end for span in watched.spans()) or len(ends) >= 4)  # type: ignore[func-returns-value]
+            assert ends == [1001.0, 901.0, 902.0, 11.0]
         finally:
             watched.close()
 

@@ -229,6 +229,17 @@ def test_who_is_back_in_the_same_interval_has_not_left() -> None:
     assert departed(made.close_interval(10.0)) == []
 
 
+def test_who_was_told_to_be_silent_is_told_to_have_left_though_it_is_forgotten() -> None:
+    made = Aggregator(CollectorConfig(max_sources=2), 0.0)
+    made.feed(report(1, source("a")), 1.0)
+    closed = made.close_interval(100.0)
+    assert [each.id for each in closed.silent] == ["a"]
+    made.feed(encode(Goodbye(1, source("a"), 1)), 101.0)
+    for name in ("b", "c"):
+        made.feed(report(1, source(name)), 102.0)
+    assert departed(made.close_interval(110.0)) == ["a"]
+
+
 def test_who_left_and_was_forgotten_takes_no_room() -> None:
     made = Aggregator(CollectorConfig(max_sources=2), 0.0)
     for number in range(10):

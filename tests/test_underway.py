@@ -16,13 +16,13 @@ from kvxfer.aggregator import Aggregator
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
 from kvxfer.connectors.nixl import NixlConnectorStats
-from kvxfer.errors import StatsError
 from kvxfer.exporters.jsonl import as_record
 from kvxfer.exporters.prometheus import TEXT, Exposition
 from kvxfer.interval import Interval
 from kvxfer.publisher import StatsPublisher
 from kvxfer.records.live import Live
 from kvxfer.records.observed import Line, of_interval
+from kvxfer.stats import MAX_CARRIED
 from kvxfer.underway import MAX_TRACKED, InFlight, UnderWayState
 from kvxfer.wire import Report, Source, encode, encode_payload, plain
 
@@ -66,7 +66,12 @@ def test_what_begins_and_ends_between_two_readings_is_told_as_none() -> None:
         assert noted(state) is None
 
 
-@pytest.mark.parametrize("token", [None, 99, "x", [], {}, -1, float("nan")])
+class Unhashable:
+    def __hash__(self) -> int:
+        raise OSError
+
+
+@pytest.mark.parametrize("token", [None, 99, "x", [], {}, -1, float("nan"), Unhashable()])
 def test_an_end_that_was_no_begin_is_none(token: Any) -> None:
     state = UnderWayState(Clock())
     state.begin()
@@ -126,10 +131,45 @@ def test_a_begin_alone_is_nothing_to_report_and_a_reading_outlives_a_pickle() ->
     assert NixlConnectorStats(stats.to_packed()) == stats
 
 
-@pytest.mark.parametrize("odd", [1, [1], [1, 2, 3], ["1", 2], [-1, 2], [1, -2], [1, float("nan")], [None, None], {}])
-def test_a_payload_that_is_none_is_an_error(odd: Any) -> None:
-    with pytest.raises(StatsError):
-        NixlConnectorStats({"under_way": odd})
+ODD = [
+    *(1, None, [1, 2.0], {}, {"num": 1}, {"num": {}, "oldest": {}}, {"num": {5: 1}, "oldest": {"s": 1}}),
+    *({"num": num, "oldest": 2.0} for num in ("1", -1, 1.5, True, None, (1 << 53) + 1, {"s": 1, "t": "1"})),
+    *({"num": 1, "oldest": age} for age in ("1", -2, float("nan"), float("inf"), None, 4e8, {"s": -1})),
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_a_payload_that_is_none_is_refused_and_costs_no_transfer_beside_it(odd: Any) -> None:
+    stats = NixlConnectorStats({"num_failed_transfers": 2, "under_way": odd})
+    assert (stats.num_rejected(), stats.failures()["num_failed_transfers"], stats.in_flight()) == (1, 2, None)
+
+
+def test_a_reader_that_does_not_know_the_key_takes_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = NixlConnectorStats({"num_failed_transfers": 2})
+    stats.under_way.begin()
+    stats.note_levels()
+    payload = stats.to_packed()
+    monkeypatch.setattr("kvxfer.stats._OF_ALL", ("rejected_observations",))
+    read = NixlConnectorStats(payload)
+    assert (read.num_rejected(), read.data.keys()) == (1, {"num_failed_transfers", "rejected_observations"})
+    assert NixlConnectorStats(read.to_dict()) == read
+
+
+def test_it_takes_no_room_of_fields_that_are_carried_on() -> None:
+    newer = {f"new{number}": 1 for number in range(MAX_CARRIED)}
+    of_all = {"rejected_observations": 1, "under_way": {"num": 1, "oldest": 1.0}}
+    assert NixlConnectorStats(of_all | newer).num_rejected() == 1
+
+
+def test_what_is_stopped_begins_nothing_and_tells_once_that_there_is_none() -> None:
+    state = UnderWayState(Clock())
+    state.begin()
+    assert noted(state) == InFlight(1, 0.0)
+    state.stop()
+    assert noted(state) == InFlight(0, 0.0)
+    state.end(state.begin())
+    state.begin()
+    assert (noted(state), len(state._began)) == (None, 0)
 
 
 # --- over sources
@@ -137,7 +177,8 @@ def test_a_payload_that_is_none_is_an_error(odd: Any) -> None:
 
 def frame(number: int, seq: int, num: int, oldest: float) -> bytes:
     by = encode(Source(f"s{number}", "host", number, 0.0, {"rank": str(number)}))
-    return encode(Report(1, by, "NixlConnector", seq, 0.0, 1.0, encode_payload({"under_way": [num, oldest]})))
+    payload = {"under_way": {"num": num, "oldest": oldest}}
+    return encode(Report(1, by, "NixlConnector", seq, 0.0, 1.0, encode_payload(payload)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=1, max_size=6), st.randoms())
@@ -172,6 +213,21 @@ def test_it_is_in_metrics_records_and_on_the_screen() -> None:
         now = live.now()
         assert now is not None
         assert (now.in_flight, now.oldest) == (InFlight(3, 60.0), "2 host:2 Nixl")
+
+
+def test_totals_and_snapshots_tell_of_none_even_within_the_interval() -> None:
+    made = Aggregator(CollectorConfig(), 0.0)
+    payload = {"num_failed_transfers": 1, "under_way": {"num": 3, "oldest": 50.0}}
+    for seq, connector in enumerate(("NixlConnector", "MultiConnector"), 1):
+        by = encode(Source("s", "host", 1, 0.0))
+        told = payload if seq == 1 else {"NixlConnector": payload}
+        made.feed(encode(Report(1, by, connector, seq, 0.0, 1.0, encode_payload(told))), 1.0)
+    for _ in range(2):
+        totals = made.snapshot(5.0)
+        held = [part.stats for part in (*totals.groups, *totals.sources)]
+        assert [(stats.in_flight(), stats.failures()["num_failed_transfers"]) for stats in held] == [(None, 1)] * 4
+        closed = made.close_interval(10.0)
+        assert {part.stats.in_flight() for part in (*closed.groups, *closed.sources)} <= {InFlight(3, 50.0)}
 
 
 # --- a publisher
@@ -216,8 +272,18 @@ def test_a_worker_that_hangs_tells_so_until_it_goes_on(ipc_endpoint: str, buffer
         assert {each.num_transfers for each in collected.told if each is not None} == {1}
         assert max(each.oldest_seconds for each in collected.told if each) <= time.monotonic() - began
         publisher.stats.under_way.end(token)
-        wait_for(lambda: collected.told[-1] == InFlight(0, 0.0))
+        wait_for(lambda: InFlight(0, 0.0) in collected.told)
         wait_for(lambda: collected.told[-1] is None)
+
+
+def test_of_a_worker_that_ends_nothing_is_under_way(ipc_endpoint: str) -> None:
+    collected = Collected()
+    with Collector(CollectorConfig(endpoint=ipc_endpoint, interval_seconds=PATIENCE), [collected]) as collector:
+        publisher = StatsPublisher("NixlConnector", ipc_endpoint, flush_seconds=0.05)
+        publisher.stats.under_way.begin()
+        wait_for(lambda: collector.pipeline().reports_received)
+        publisher.close(PATIENCE)
+    assert collected.told == [InFlight(0, 0.0)]
 
 
 def test_what_hangs_holds_up_neither_flush_nor_close(ipc_endpoint: str) -> None:

@@ -408,11 +408,14 @@ def test_who_lets_go_does_not_wait_for_what_is_being_made() -> None:
 
 
 def test_what_nobody_asks_for_any_more_is_let_go_with_the_next_interval(client: Client) -> None:
+    api, now = client.server._api, [0.0]
+    kept = [api._families, *api._formats.values(), *api._snapshots.values()]
+    for each in kept:
+        each._now = lambda: now[0]
     client.ask("/metrics")
     client.ask("/api/v1/snapshot")
-    api = client.server._api
-    kept = [api._families, *api._formats.values(), *api._snapshots.values()]
     assert sum(each._held is not None for each in kept) == 3
+    now[0] = 1e9
     wait_for(lambda: all(each._held is None for each in kept))
 
 

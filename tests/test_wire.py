@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kvxfer.errors import ImplausibleError, PeerError, VersionError
 from kvxfer.factory import KVConnectorFactory
+from kvxfer.underway import InFlight
 from kvxfer.wire import (
     MAX_FRAME_BYTES,
     MAX_OUTSTANDING,
@@ -40,6 +41,7 @@ OFFLOADING = {
     "data": {"vllm:kv_offload_load_bytes": {(): 7}, "vllm:kv_offload_load_size": {("disk",): [3, 4]}},
     "info": {"vllm:kv_offload_config_info": {"tier": "disk"}},
 }
+UNDER_WAY = {"num": 2, "oldest": 0.5}
 PAYLOADS: dict[str, tuple[str, dict[str, Any]]] = {
     "nixl_exact": ("NixlConnector", TRANSFER | {"post_duration": [0.125, 0.125], "num_descriptors": [4, 8]}),
     "nixl_packed": ("NixlPullConnector", {"transfer_duration": [0.25] * 100 + [0.5] * 200}),
@@ -63,6 +65,7 @@ def frame(connector: str, payload: dict[str, Any], /, **changes: Any) -> bytes:
 def goldens() -> dict[str, bytes]:
     reports = {name: frame(*content) for name, content in PAYLOADS.items()}
     reports["kept"] = frame(*PAYLOADS["nixl_exact"], oldest=5)
+    reports["under_way"] = frame("NixlConnector", TRANSFER | {"under_way": UNDER_WAY})
     reports["relayed"] = frame(*PAYLOADS["nixl_exact"], ranks=8)
     return reports | {
         "goodbye": encode(Goodbye(1, encode(SOURCE), 7)),
@@ -102,6 +105,15 @@ def test_a_golden_report_of_who_relays_decodes() -> None:
     relayed = decode((GOLDEN / "relayed.bin").read_bytes())
     assert isinstance(relayed, Report)
     assert (relayed.seq, relayed.ranks) == (7, 8)
+
+
+def test_a_golden_report_of_transfers_under_way_decodes() -> None:
+    report = decode((GOLDEN / "under_way.bin").read_bytes())
+    assert isinstance(report, Report)
+    payload = decode_payload(report.payload)
+    assert payload["under_way"] == UNDER_WAY
+    stats = build("NixlConnector", payload)
+    assert (stats.in_flight(), stats.transfer_duration.count, stats.num_rejected()) == (InFlight(2, 0.5), 2, 0)
 
 
 @pytest.mark.parametrize(("seq", "oldest"), [(7, 8), (MAX_OUTSTANDING + 5, 5)])

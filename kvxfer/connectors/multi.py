@@ -163,6 +163,11 @@ class MultiKVConnectorStats(KVConnectorStats):
         for stats in list(self.data.values()):
             stats.note_levels()
 
+    def forget_under_way(self) -> None:
+        """Let every child forget its own."""
+        for stats in self.data.values():
+            stats.forget_under_way()
+
     def in_flight(self) -> InFlight | None:
         """Transfers under way in all children that know theirs."""
         known = [each for each in (stats.in_flight() for stats in self.data.values()) if each is not None]

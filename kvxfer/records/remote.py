@@ -53,7 +53,7 @@ class Remote:
         self._waiting: deque[Observed] = deque(maxlen=MAX_WAITING)
         self._read: dict[int, Observed] = {}
         self._num_read = 0
-        self._last_end = 0.0
+        self._last: tuple[float, float] | None = None
         self._ended = threading.Event()
         self.known = self._totals()
         """All since the beginning, when it was first asked."""
@@ -85,9 +85,9 @@ class Remote:
     def _listen(self) -> None:
         while not self._ended.is_set():
             try:
-                for line in _intervals(self._stream):
+                for number, line in enumerate(_intervals(self._stream)):
                     self.trouble = ""
-                    self._take(line)
+                    self._take(line, is_first=number == 0)
                     if self._ended.is_set():
                         return
                 self.trouble = "it has ended the connection"
@@ -106,9 +106,9 @@ class Remote:
                 self.trouble = ""
                 return
 
-    def _take(self, line: Line) -> None:
-        if line.end > self._last_end:  # not the one that was told before the connection broke
-            self._last_end = line.end
+    def _take(self, line: Line, *, is_first: bool) -> None:
+        before, self._last = self._last, (line.start, line.end)
+        if not (is_first and self._last == before):  # that one was told before the connection broke
             self._waiting.append(line.observed())
 
     # --- HTTP
@@ -143,7 +143,11 @@ class Remote:
             raise RecordError(message) from error
         if response.status != http.client.OK:
             with response:
-                why = f"{response.status} {_said(response)}"
+                said = _said(response)
+            if response.status == http.client.SERVICE_UNAVAILABLE:
+                message = f"{self.url} has no room for one more now: {said}: try again later"
+                raise RecordError(message)
+            why = f"{response.status} {said}"
             raise self._stranger(why)
         return response
 

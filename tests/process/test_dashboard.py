@@ -205,6 +205,8 @@ tests:
       - {series: 'kvxfer_source_transfer_seconds_count{engine="e0",rank="2",host="h"}', values: 0+10x20}
       - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e2",role="r"}', values: 0+10x20}
       - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e3",role="r"}', values: 59x20}
+      - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e4",role="r"}', values: 90x12 stale}
+      - {series: 'kvxfer_oldest_in_flight_seconds{connector="NixlConnector",engine="e5",role="r"}', values: 90x8 stale}
     promql_expr_test:
       - expr: count by (alertname, engine, rank, kind) (ALERTS{alertstate="firing"})
         eval_time: 15m
@@ -212,6 +214,7 @@ tests:
           - {labels: '{alertname="KVTransfersFail", engine="e0", kind="num_failed_recvs"}', value: 1}
           - {labels: '{alertname="KVExpires", engine="e1"}', value: 1}
           - {labels: '{alertname="KVTransferHangs", engine="e2"}', value: 1}
+          - {labels: '{alertname="KVTransferHangs", engine="e4"}', value: 1}
           - {labels: '{alertname="KVRankSlow", engine="e0", rank="2"}', value: 1}
 """
 
