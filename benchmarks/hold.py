@@ -7,7 +7,8 @@ the minute. ``late_ms`` is by how much the longest interval was longer, ``grown_
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
@@ -30,13 +31,20 @@ UNIT = "reports/s"
 BUDGET = 0.999
 
 
-def _send(endpoint: str, sources: int, seconds: int, begin: Event) -> None:
-    """Send so many reports a second, and hear acknowledgements as all publishers would."""
-    frames = stream(sources)
+@contextmanager
+def publishers(endpoint: str) -> "Iterator[zmq.Socket[bytes]]":
+    """What sends for all of them; it hears acknowledgements as they would."""
     with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as sub:
         sub.subscribe(b"")
         sub.connect(ack_endpoint(endpoint))
         push.connect(endpoint)
+        yield push
+
+
+def _send(endpoint: str, sources: int, seconds: int, begin: Event) -> None:
+    """Send so many reports a second."""
+    frames = stream(sources)
+    with publishers(endpoint) as push:
         begin.set()
         due = time.perf_counter()
         for number in range(seconds * SLICES):

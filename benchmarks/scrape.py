@@ -18,13 +18,12 @@ from multiprocessing.synchronize import Event
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import zmq
 
 from benchmarks.harness import Row
+from benchmarks.hold import publishers
 from benchmarks.wire import stream
 from kvxfer.collector import Collector
 from kvxfer.config import CollectorConfig
-from kvxfer.transport import ack_endpoint
 from kvxfer.web import WebServer
 
 SOURCES = 1000
@@ -42,10 +41,7 @@ UNIT = "reports/s"
 
 def _send(endpoint: str, rate: int, begin: Event) -> None:
     frames = stream(SOURCES)
-    with zmq.Context() as context, context.socket(zmq.PUSH) as push, context.socket(zmq.SUB) as sub:
-        sub.subscribe(b"")
-        sub.connect(ack_endpoint(endpoint))
-        push.connect(endpoint)
+    with publishers(endpoint) as push:
         begin.set()
         due = time.perf_counter()
         while True:
